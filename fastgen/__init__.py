@@ -1,0 +1,3 @@
+"""fastgen: real-time feedforward image generation."""
+
+__version__ = "0.1.0"

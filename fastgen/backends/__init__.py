@@ -1,0 +1,152 @@
+"""Backends: ways of running a whole graph, and the choice between them.
+
+A backend is a module with ``why_not() -> str | None`` (None: it can run here) and
+``compile(graph, weights, precision, threads) -> Runner``. A runner has
+``run(inputs, io=None, out=None)``, ``precision``, ``threads``, ``backend`` and ``close()``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fastgen.errors import BackendUnavailable
+from fastgen.graph import Dim, Graph
+
+__all__ = [
+    "ImageIO",
+    "check_image_batch",
+    "choose",
+    "get",
+    "names",
+    "padded_size",
+    "reflect_index",
+    "why_not",
+]
+
+# Fastest first: `auto` takes the first one that can run here.
+_BACKENDS = ("cpu", "torch")
+
+
+@dataclass(frozen=True)
+class ImageIO:
+    """How an image batch (N,H,W,3) becomes the network's input, and its output an image again.
+
+    Args:
+        input_range: what black and white are for the network's input.
+        output_range: what black and white are in the network's output.
+        strength: 0 gives the photo back, 1 the stylised picture; linear in between.
+        preserve_color: keep the photo's chroma (BT.601 full range) and take only the luma.
+        bgr: the channels of the image are B, G, R (OpenCV) instead of R, G, B.
+    """
+
+    input_range: tuple[float, float] = (0.0, 255.0)
+    output_range: tuple[float, float] = (0.0, 255.0)
+    strength: float = 1.0
+    preserve_color: bool = False
+    bgr: bool = False
+
+    LUMA: ClassVar[tuple[float, float, float]] = (0.299, 0.587, 0.114)  # BT.601
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.strength <= 1.0:
+            raise ValueError(f"strength is {self.strength}, must be in 0..1")
+        for low, high in (self.input_range, self.output_range):
+            if not (np.isfinite(low) and np.isfinite(high) and low < high):
+                raise ValueError(f"range ({low}, {high}) must be finite with low < high")
+
+
+def names() -> tuple[str, ...]:
+    """Names of the backends, fastest first."""
+    return _BACKENDS
+
+
+def get(name: str) -> ModuleType:
+    """Returns a backend's module.
+
+    Raises:
+        ValueError: unknown name.
+        BackendUnavailable: it cannot run here; the message says why and what to do.
+    """
+    if name not in _BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; known: auto, {', '.join(_BACKENDS)}")
+    module = import_module(f"fastgen.backends.{name}")
+    reason = module.why_not()
+    if reason is not None:
+        raise BackendUnavailable(f"backend {name!r} cannot run here: {reason}")
+    return module
+
+
+def why_not(name: str) -> str | None:
+    """None when the backend can run here, else the reason with the remedy."""
+    try:
+        get(name)
+    except BackendUnavailable as error:
+        return str(error)
+    return None
+
+
+def choose(name: str = "auto") -> tuple[str, str]:
+    """Resolves ``"auto"``.
+
+    Returns:
+        The backend's name and one sentence that says why.
+
+    Raises:
+        BackendUnavailable: the named one, or none at all, can run here.
+    """
+    if name != "auto":
+        get(name)
+        return name, "it was named"
+    reasons: list[str] = []
+    for candidate in _BACKENDS:
+        reason = why_not(candidate)
+        if reason is None:
+            passed = f" ({'; '.join(reasons)})" if reasons else ""
+            return candidate, f"the fastest that can run here{passed}"
+        reasons.append(reason)
+    raise BackendUnavailable(f"no backend can run here: {'; '.join(reasons)}")
+
+
+def padded_size(graph: Graph, height: int, width: int) -> tuple[int, int]:
+    """The smallest size of the graph's image input that holds height x width."""
+    shape = graph.inputs[0].shape
+    result = []
+    for size, dim in ((height, shape[2]), (width, shape[3])):
+        if isinstance(dim, Dim):
+            size = max(size, dim.minimum)
+            result.append(-(-size // dim.divisor) * dim.divisor)
+        elif size > dim:
+            raise ValueError(f"image side is {size} px, this network takes {dim} px; resize it")
+        else:
+            result.append(dim)
+    return result[0], result[1]
+
+
+def reflect_index(size: int, padded: int) -> np.ndarray:
+    """Source index of each of ``padded`` positions: reflection without repeating the border.
+
+    Unlike PyTorch's reflect padding it goes on reflecting when ``padded`` is more than twice
+    ``size`` (a triangle wave), so that a side of 1 px works too. int64, shape (padded,).
+    """
+    period = max(2 * (size - 1), 1)
+    index = np.arange(padded, dtype=np.int64) % period
+    return np.minimum(index, period - index) if size > 1 else np.zeros(padded, np.int64)
+
+
+def check_image_batch(image: Any) -> None:
+    """Checks that an image batch is (N,H,W,3), uint8 or float32.
+
+    Raises:
+        ValueError: wrong shape.
+        TypeError: wrong dtype.
+    """
+    shape = tuple(image.shape)
+    if len(shape) != 4 or shape[3] != 3 or 0 in shape:
+        raise ValueError(f"image batch has the shape {shape}, must be (N,H,W,3) without zeros")
+    if str(image.dtype).removeprefix("torch.") not in ("uint8", "float32"):
+        raise TypeError(f"image batch has the dtype {image.dtype}, must be uint8 or float32")

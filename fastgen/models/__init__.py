@@ -1,0 +1,54 @@
+"""Builders of graphs, by name.
+
+>>> from fastgen import models
+>>> graph = models.create("transformer_net", width=16)
+
+A builder is a function ``(**config) -> Graph`` decorated with :func:`register`. Tests and exports
+enumerate :func:`list_models`, so registering a model is also testing it on every backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+from fastgen.graph import Graph
+
+__all__ = ["create", "list_models", "register"]
+
+_REGISTRY: dict[str, Callable[..., Graph]] = {}
+_FAMILIES = ("style",)
+
+
+def register(builder: Callable[..., Graph]) -> Callable[..., Graph]:
+    """Registers a builder under its function name."""
+    _REGISTRY[builder.__name__] = builder
+    return builder
+
+
+def _load() -> None:
+    for family in _FAMILIES:
+        import_module(f"fastgen.models.{family}")
+
+
+def list_models() -> list[str]:
+    """Names of all registered models, sorted."""
+    _load()
+    return sorted(_REGISTRY)
+
+
+def create(name: str, **config: object) -> Graph:
+    """Builds the graph of a registered model.
+
+    Args:
+        name: one of :func:`list_models`.
+        **config: the builder's keyword arguments, e.g. ``width=16``.
+
+    Raises:
+        ValueError: unknown name, or a configuration value outside its limits.
+        TypeError: an argument that the builder does not have.
+    """
+    _load()
+    if name not in _REGISTRY:
+        raise ValueError(f"unknown model {name!r}; known: {', '.join(sorted(_REGISTRY))}")
+    return _REGISTRY[name](**config)
