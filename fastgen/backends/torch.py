@@ -15,7 +15,7 @@ from fastgen.backends import ImageIO, check_image_batch, padded_size, reflect_in
 from fastgen.errors import BackendUnavailable, GraphError
 from fastgen.graph import Graph, Node
 
-__all__ = ["GraphModule", "compile", "why_not"]
+__all__ = ["PRECISIONS", "GraphModule", "compile", "why_not"]
 
 
 def why_not() -> str | None:
@@ -32,7 +32,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class GraphModule(nn.Module):
@@ -229,6 +229,11 @@ def _call(node: Node, x: list[Tensor]) -> Tensor:
     raise GraphError(f"node {node.name!r}: op {node.op!r} has no torch implementation")
 
 
+def _tensor(array: np.ndarray) -> Tensor:
+    """A tensor of an array's memory; of a copy where PyTorch could not take the memory."""
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
 class Runner:
     """A compiled graph on the torch backend; see ``fastgen.backends``."""
 
@@ -240,7 +245,7 @@ class Runner:
         self.graph = graph
         self.precision = precision
         self.threads = threads or torch.get_num_threads()
-        self._dtype = _PRECISIONS[precision]
+        self._dtype = PRECISIONS[precision]
         self._module = GraphModule(graph).load_weights(weights).eval().requires_grad_(False)
         self._device: torch.device | None = None
 
@@ -294,7 +299,7 @@ class Runner:
         as_numpy = any(isinstance(v, np.ndarray) for v in named.values())
         self.graph.infer_shapes({k: tuple(v.shape) for k, v in named.items()})
         tensors = {
-            k: torch.from_numpy(np.ascontiguousarray(v)) if isinstance(v, np.ndarray) else v
+            k: _tensor(v) if isinstance(v, np.ndarray) else v
             for k, v in named.items()
         }
         result = self._forward({k: v.to(torch.float32) for k, v in tensors.items()})
@@ -312,7 +317,7 @@ class Runner:
     def _run_image(self, image: Any, io: ImageIO) -> Any:
         check_image_batch(image)
         as_numpy = isinstance(image, np.ndarray)
-        photo = torch.from_numpy(np.ascontiguousarray(image)) if as_numpy else image
+        photo = _tensor(image) if as_numpy else image
         is_byte = photo.dtype == torch.uint8
         photo = photo.to(torch.float32) / (255.0 if is_byte else 1.0)
         if io.bgr:
@@ -364,8 +369,8 @@ def compile(
         ValueError: an unknown precision.
     """
     precision = "fp32" if precision == "auto" else precision
-    if precision not in _PRECISIONS:
+    if precision not in PRECISIONS:
         raise ValueError(
-            f"backend 'torch' has no precision {precision!r}; has {sorted(_PRECISIONS)}"
+            f"backend 'torch' has no precision {precision!r}; has {sorted(PRECISIONS)}"
         )
     return Runner(graph, weights, precision, threads)

@@ -1,0 +1,55 @@
+#include "isa.h"
+
+#include <cstdlib>
+#include <stdexcept>
+
+namespace fastgen {
+namespace {
+
+bool runs_here(const std::string& name) {
+  if (name == "scalar") return true;
+#ifdef FASTGEN_X86
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (name == "avx2") return avx2;
+  if (name == "avx512")
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+#endif
+  return false;
+}
+
+const Kernels* table(const std::string& name) {
+#ifdef FASTGEN_X86
+  if (name == "avx512") return kernels_avx512();
+  if (name == "avx2") return kernels_avx2();
+#endif
+  return name == "scalar" ? kernels_scalar() : nullptr;
+}
+
+}  // namespace
+
+std::vector<std::string> isa_available() {
+  std::vector<std::string> names;
+  for (const char* name : {"avx512", "avx2", "scalar"})
+    if (table(name) && runs_here(name)) names.push_back(name);
+  return names;
+}
+
+const Kernels& isa_kernels(const std::string& name) {
+  const std::vector<std::string> names = isa_available();
+  std::string wanted = name, from = "isa";
+  if (wanted.empty()) {
+    const char* env = std::getenv("FASTGEN_CPU_ISA");
+    if (env && *env) wanted = env, from = "FASTGEN_CPU_ISA";
+  }
+  if (wanted.empty()) return *table(names.front());
+  for (const std::string& candidate : names)
+    if (candidate == wanted) return *table(candidate);
+  std::string list;
+  for (const std::string& candidate : names) list += (list.empty() ? "" : ", ") + candidate;
+  throw std::invalid_argument(from + " is '" + wanted.substr(0, 40) + "', must be one of " + list +
+                              " on this CPU; unset it to take the best");
+}
+
+}  // namespace fastgen

@@ -1,0 +1,131 @@
+// The functions that are compiled once per instruction set, and their arguments.
+//
+// Activations are blocked: [image][channel block][row][column][16] float32, the last block padded.
+// Every stride here counts floats. Only plain structs: this header is included by translation units
+// built with different instruction sets, so nothing in it may emit code.
+#pragma once
+
+#include <cstdint>
+
+namespace fastgen {
+
+constexpr int kBlock = 16;  // channels per block, the same for every instruction set
+
+enum Act : int { kActNone = 0, kActRelu = 1, kActLeaky = 2, kActTanh = 3, kActSigmoid = 4 };
+enum Combine : int { kCombineNone = 0, kCombineAdd = 1, kCombineMul = 2 };
+
+// Layout of a packed input panel.
+enum PanelFormat : int {
+  kPanel16 = 0,     // [block][row][x][16]
+  kPanel4 = 1,      // [row][x][4], for at most 4 channels
+  kPanelPlanar = 2  // [channel][row][x]
+};
+
+// A tensor of one image as seen by a kernel. Planar: `block` is the stride of a channel.
+struct View {
+  const float* data;
+  int64_t block, row, pixel;
+  int planar;
+};
+
+// Loads a window of y = post(combine(pre(scale*x + shift), residual)) into a panel.
+struct PackArgs {
+  View src;
+  View res;
+  const float* scale;  // per channel, or null for no scale and shift
+  const float* shift;
+  int pre, combine, post;
+  float pre_slope, post_slope;
+  int channels;
+  int rows, cols;                  // of the window
+  const int32_t *src_y, *src_x;    // source row and column of every window position; -1: zero
+  const int32_t *res_y, *res_x;    // the same for the residual
+  float* dst;
+  int64_t dst_block, dst_row;      // kPanelPlanar: dst_block is the stride of a channel
+  int format;
+  // When `store` is not null the loaded values of window rows [y0, y1) and columns [x0, x1) are
+  // also written to a blocked tensor with the source's row and column numbers (kPanel16 only).
+  float* store;
+  int64_t store_block, store_row;
+  int store_y0, store_y1, store_x0, store_x1;
+};
+
+// One register tile: `pixels` neighbouring outputs of one row times up to two channel blocks.
+struct MicroArgs {
+  const float* panel;    // first pixel, first tap
+  const float* weights;  // [block of inputs][ky][kx][input][nb*16]
+  const float* bias;     // nb*16
+  float* out;            // [pixel][nb*16]
+  int64_t panel_block, panel_row;
+  int blocks, last;      // input blocks; channels in the last one
+  int kh, kw;
+  int channels;          // channels per panel pixel: 16 or 4
+  int pixel;             // panel floats between neighbouring outputs: channels*stride
+};
+
+// Writes a register tile out, with activation and statistics.
+struct FinishArgs {
+  const float* tile;  // [pixel][nb*16]
+  int pixels, nb, valid;  // valid: blocks of the tile that exist in the output
+  float* out;
+  int64_t out_block, out_pixel;
+  int act;
+  float slope;
+  float* stats;  // per channel block [pivot 16][sum 16][sum of squares 16], or null
+  int first;     // the pivot is to be taken from this tile
+  int stream;    // write past the caches
+};
+
+// Convolution with at most 4 output channels: vector lanes run over the pixels of one row.
+struct SmallArgs {
+  const float* panel;    // kPanelPlanar, first pixel, first tap
+  const float* weights;  // [input][ky][kx][outputs]
+  const float* bias;
+  int64_t panel_channel, panel_row;
+  int inputs, outputs, kh, kw;
+  int pixels;
+  float* out;  // planar
+  int64_t out_channel;
+  int act;
+  float slope;
+};
+
+// One row of an image batch to planar model input, or planar model output to an image row.
+struct ImageRowArgs {
+  const void* photo;  // one image row, [width][3]
+  void* out;          // image row written by image_store
+  int is_byte;        // uint8, else float32
+  int width, padded;  // image_load also writes columns [width, padded) by `index`
+  const int32_t* index;
+  float* plane[3];    // R, G, B rows of the model's input or output
+  float low, high;    // the model's range
+  float strength;
+  int preserve_color, bgr;
+};
+
+struct Kernels {
+  const char* name;
+  int nb;             // most channel blocks of one register tile
+  int pixels[3];      // most pixels of a register tile for 1 and 2 blocks (index = blocks)
+  int small_pixels;   // pixels of one call of `small` that fill the registers
+  void (*pack)(const PackArgs&);
+  void (*micro)(const MicroArgs&, int pixels, int nb);
+  void (*finish)(const FinishArgs&);
+  void (*small)(const SmallArgs&);
+  // Sum and sum of squares of x - pivot, 16 channels at a time over `count` pixels.
+  void (*moments)(const float* x, int64_t count, float* stats, int first);
+  // One output row of a depthwise convolution, 16 channels.
+  void (*depthwise)(const float* panel, int64_t panel_row, int pixel, const float* weights,
+                    const float* bias, int kh, int kw, int pixels, float* out);
+  void (*image_load)(const ImageRowArgs&);
+  void (*image_store)(const ImageRowArgs&);
+  double (*peak)(int64_t rounds);  // runs multiply-adds; returns their number
+};
+
+const Kernels* kernels_scalar();
+#ifdef FASTGEN_X86
+const Kernels* kernels_avx2();
+const Kernels* kernels_avx512();
+#endif
+
+}  // namespace fastgen

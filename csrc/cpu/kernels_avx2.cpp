@@ -1,0 +1,33 @@
+// Kernels for AVX2 with FMA: 16 registers of 8 floats.
+#include <cstdint>
+#include <utility>
+
+#include <immintrin.h>
+
+#include "kernels.h"
+
+#define FASTGEN_VL 8
+#define FASTGEN_NB 1
+#define FASTGEN_PIXELS1 6  // 6 pixels x 2 vectors, 2 weights, 1 input
+#define FASTGEN_PIXELS2 0
+#define FASTGEN_SMALL3 3  // vectors of pixels x 3 outputs in the small kernel
+#define FASTGEN_SMALL4 2
+
+namespace fastgen {
+namespace {
+#include "vec.inl"
+#include "micro.inl"
+#include "pack.inl"
+#include "image.inl"
+}  // namespace
+
+const Kernels* kernels_avx2() {
+  static constexpr Kernels table = {
+      "avx2", FASTGEN_NB, {0, FASTGEN_PIXELS1, FASTGEN_PIXELS2}, FASTGEN_SMALL3* VL,
+      pack,     micro,      finish,    small,
+      moments,  depthwise,  image_load, image_store,
+      peak};
+  return &table;
+}
+
+}  // namespace fastgen

@@ -1,0 +1,35 @@
+// Portable kernels: vectors of 4 floats, which every 64-bit CPU has (SSE2, NEON).
+#include <cstdint>
+#include <utility>
+
+#include "kernels.h"
+
+#define FASTGEN_VL 4
+#define FASTGEN_NB 1
+#if defined(__aarch64__)
+#define FASTGEN_PIXELS1 6  // 32 vector registers
+#else
+#define FASTGEN_PIXELS1 2
+#endif
+#define FASTGEN_PIXELS2 0
+#define FASTGEN_SMALL3 3  // vectors of pixels x 3 outputs in the small kernel
+#define FASTGEN_SMALL4 2
+
+namespace fastgen {
+namespace {
+#include "vec.inl"
+#include "micro.inl"
+#include "pack.inl"
+#include "image.inl"
+}  // namespace
+
+const Kernels* kernels_scalar() {
+  static constexpr Kernels table = {
+      "scalar", FASTGEN_NB, {0, FASTGEN_PIXELS1, FASTGEN_PIXELS2}, FASTGEN_SMALL3* VL,
+      pack,     micro,      finish,    small,
+      moments,  depthwise,  image_load, image_store,
+      peak};
+  return &table;
+}
+
+}  // namespace fastgen

@@ -1,0 +1,227 @@
+// Register-tiled direct convolution. Included inside an instruction set's anonymous namespace.
+
+// P pixels x NB channel blocks stay in registers over all inputs and taps; every input value is
+// broadcast and multiplied with NB*16 weights. PS is the pixel stride (0: read it at run time).
+template <int P, int NB, int PS>
+void micro_tile(const MicroArgs& a) {
+  constexpr int J = NB * VPB;
+  vf acc[P][J];
+#pragma GCC unroll 32
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 8
+    for (int j = 0; j < J; ++j) acc[p][j] = load(a.bias + j * VL);
+  const int ps = PS ? PS : a.pixel;
+  const float* w = a.weights;
+  for (int b = 0; b < a.blocks; ++b) {
+    const int count = b + 1 == a.blocks ? a.last : a.channels;
+    for (int ky = 0; ky < a.kh; ++ky) {
+      const float* row = a.panel + b * a.panel_block + ky * a.panel_row;
+      for (int kx = 0; kx < a.kw; ++kx, row += a.channels) {
+        const float* x = row;
+        for (const float* end = row + count; x != end; ++x, w += NB * kBlock) {
+          vf weight[J];
+#pragma GCC unroll 8
+          for (int j = 0; j < J; ++j) weight[j] = load(w + j * VL);
+#pragma GCC unroll 32
+          for (int p = 0; p < P; ++p) {
+            const vf value = splat(x[p * ps]);
+#pragma GCC unroll 8
+            for (int j = 0; j < J; ++j) acc[p][j] += value * weight[j];
+          }
+        }
+      }
+    }
+  }
+#pragma GCC unroll 32
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 8
+    for (int j = 0; j < J; ++j) store(a.out + p * NB * kBlock + j * VL, acc[p][j]);
+}
+
+typedef void (*MicroFn)(const MicroArgs&);
+
+template <int NB, int PS, int... P>
+inline MicroFn micro_pick(int pixels, std::integer_sequence<int, P...>) {
+  static constexpr MicroFn table[] = {micro_tile<P + 1, NB, PS>...};
+  return table[pixels - 1];
+}
+
+template <int NB, int MAX>
+inline MicroFn micro_stride(int pixels, int stride) {
+  constexpr auto sequence = std::make_integer_sequence<int, MAX>();
+  switch (stride) {
+    case 4:
+      return micro_pick<NB, 4>(pixels, sequence);
+    case 8:
+      return micro_pick<NB, 8>(pixels, sequence);
+    case 16:
+      return micro_pick<NB, 16>(pixels, sequence);
+    case 32:
+      return micro_pick<NB, 32>(pixels, sequence);
+    default:
+      return micro_pick<NB, 0>(pixels, sequence);
+  }
+}
+
+void micro(const MicroArgs& a, int pixels, int nb) {
+#if FASTGEN_NB == 2
+  if (nb == 2) return micro_stride<2, FASTGEN_PIXELS2>(pixels, a.pixel)(a);
+#endif
+  (void)nb;
+  micro_stride<1, FASTGEN_PIXELS1>(pixels, a.pixel)(a);
+}
+
+inline void stream(float* p, vf v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, reinterpret_cast<__m512>(v));
+#elif defined(__AVX__)
+  _mm256_stream_ps(p, reinterpret_cast<__m256>(v));
+#else
+  store(p, v);
+#endif
+}
+
+void finish(const FinishArgs& a) {
+  for (int b = 0; b < a.valid; ++b) {
+    for (int j = 0; j < VPB; ++j) {
+      const float* tile = a.tile + b * kBlock + j * VL;
+      float* out = a.out + b * a.out_block + j * VL;
+      const int step = a.nb * kBlock;
+      float* stats = a.stats ? a.stats + b * 3 * kBlock + j * VL : nullptr;
+      vf pivot{}, sum{}, squares{};
+      if (stats) {
+        pivot = a.first ? activate(load(tile), a.act, a.slope) : load(stats);
+        if (!a.first) sum = load(stats + kBlock), squares = load(stats + 2 * kBlock);
+      }
+      for (int p = 0; p < a.pixels; ++p) {
+        const vf y = activate(load(tile + p * step), a.act, a.slope);
+        if (a.stream) {
+          stream(out + p * a.out_pixel, y);
+        } else {
+          store(out + p * a.out_pixel, y);
+        }
+        const vf d = y - pivot;
+        sum += d;
+        squares += d * d;
+      }
+      if (stats) {
+        store(stats, pivot);
+        store(stats + kBlock, sum);
+        store(stats + 2 * kBlock, squares);
+      }
+    }
+  }
+}
+
+void moments(const float* x, int64_t count, float* stats, int first) {
+  for (int j = 0; j < VPB; ++j) {
+    float* s = stats + j * VL;
+    const vf pivot = first ? load(x + j * VL) : load(s);
+    vf sum = first ? vf{} : load(s + kBlock), squares = first ? vf{} : load(s + 2 * kBlock);
+    for (int64_t i = 0; i < count; ++i) {
+      const vf d = load(x + i * kBlock + j * VL) - pivot;
+      sum += d;
+      squares += d * d;
+    }
+    store(s, pivot);
+    store(s + kBlock, sum);
+    store(s + 2 * kBlock, squares);
+  }
+}
+
+void depthwise(const float* panel, int64_t panel_row, int pixel, const float* weights,
+               const float* bias, int kh, int kw, int pixels, float* out) {
+  for (int p = 0; p < pixels; ++p)
+    for (int j = 0; j < VPB; ++j) {
+      vf acc = load(bias + j * VL);
+      const float* w = weights + j * VL;
+      for (int ky = 0; ky < kh; ++ky) {
+        const float* x = panel + ky * panel_row + p * pixel + j * VL;
+        for (int kx = 0; kx < kw; ++kx, w += kBlock) acc += load(x + kx * kBlock) * load(w);
+      }
+      store(out + p * kBlock + j * VL, acc);
+    }
+}
+
+// Few output channels: XV vectors of pixels x O outputs stay in registers.
+template <int O, int XV>
+void small_tile(const SmallArgs& a, int x0) {
+  vf acc[XV][O];
+#pragma GCC unroll 16
+  for (int v = 0; v < XV; ++v)
+#pragma GCC unroll 4
+    for (int o = 0; o < O; ++o) acc[v][o] = splat(a.bias[o]);
+  const float* w = a.weights;
+  for (int i = 0; i < a.inputs; ++i)
+    for (int ky = 0; ky < a.kh; ++ky) {
+      const float* x = a.panel + i * a.panel_channel + ky * a.panel_row + x0;
+      for (int kx = 0; kx < a.kw; ++kx, ++x, w += O) {
+        vf weight[O];
+#pragma GCC unroll 4
+        for (int o = 0; o < O; ++o) weight[o] = splat(w[o]);
+#pragma GCC unroll 16
+        for (int v = 0; v < XV; ++v) {
+          vf value = load(x + v * VL);
+          keep(value);
+#pragma GCC unroll 4
+          for (int o = 0; o < O; ++o) acc[v][o] += value * weight[o];
+        }
+      }
+    }
+#pragma GCC unroll 16
+  for (int v = 0; v < XV; ++v) {
+    const int x = x0 + v * VL, left = a.pixels - x;
+#pragma GCC unroll 4
+    for (int o = 0; o < O; ++o) {
+      const vf y = activate(acc[v][o], a.act, a.slope);
+      float* out = a.out + o * a.out_channel + x;
+      if (left >= VL) {
+        store(out, y);
+      } else {
+        for (int l = 0; l < left; ++l) out[l] = y[l];
+      }
+    }
+  }
+}
+
+template <int O>
+void small_row(const SmallArgs& a) {
+  constexpr int MOST = O == 4 ? FASTGEN_SMALL4 : FASTGEN_SMALL3;
+  int x = 0;
+  for (; a.pixels - x > (MOST - 1) * VL; x += MOST * VL) small_tile<O, MOST>(a, x);
+  if constexpr (MOST > 4)
+    for (; a.pixels - x > 3 * VL; x += 4 * VL) small_tile<O, 4>(a, x);
+  if constexpr (MOST > 2)
+    for (; a.pixels - x > VL; x += 2 * VL) small_tile<O, 2>(a, x);
+  for (; x < a.pixels; x += VL) small_tile<O, 1>(a, x);
+}
+
+void small(const SmallArgs& a) {
+  switch (a.outputs) {
+    case 1:
+      return small_row<1>(a);
+    case 2:
+      return small_row<2>(a);
+    case 3:
+      return small_row<3>(a);
+    default:
+      return small_row<4>(a);
+  }
+}
+
+double peak(int64_t rounds) {
+  constexpr int CHAINS = VL == 16 ? 24 : 12;
+  vf acc[CHAINS];
+  vf a = splat(0.9999f), b = splat(1e-4f);
+  __asm__ volatile("" : "+m"(a), "+m"(b));
+#pragma GCC unroll 32
+  for (int i = 0; i < CHAINS; ++i) acc[i] = splat(0.1f * static_cast<float>(i));
+  for (int64_t r = 0; r < rounds; ++r) {
+#pragma GCC unroll 32
+    for (int i = 0; i < CHAINS; ++i) acc[i] = acc[i] * a + b;
+  }
+  vf total{};
+  for (int i = 0; i < CHAINS; ++i) total += acc[i];
+  __asm__ volatile("" : : "m"(total));
+  return 2.0 * VL * CHAINS * static_cast<double>(rounds);
+}

@@ -1,0 +1,232 @@
+// Reading a value through its pending epilogue: index maps, arguments, statistics.
+#include <algorithm>
+#include <cmath>
+
+#include "engine.h"
+
+namespace fastgen {
+namespace {
+
+constexpr int64_t kMaxSide = int64_t{1} << 24;
+
+// Position q of an axis of `size`, continued outside by the mode; -1 is zero.
+int64_t pad_index(int64_t q, int64_t size, int mode) {
+  if (q >= 0 && q < size) return q;
+  if (mode == 0) return -1;
+  if (mode == 2 || size == 1) return std::clamp<int64_t>(q, 0, size - 1);
+  const int64_t period = 2 * (size - 1);
+  q %= period;
+  if (q < 0) q += period;
+  return std::min(q, period - q);
+}
+
+struct AxisOp {
+  int kind;
+  int64_t before, size;  // size: of the axis that this op reads
+};
+
+std::vector<AxisOp> axis_ops(const std::vector<ViewOp>& views, bool vertical, int64_t* size) {
+  std::vector<AxisOp> ops;
+  for (const ViewOp& view : views) {
+    const int64_t before = vertical ? view.top : view.left;
+    const int64_t after = vertical ? view.bottom : view.right;
+    require(before >= 0 && before <= kMaxSide && after >= 0 && after <= kMaxSide,
+            "a view's size is out of range");
+    switch (view.kind) {
+      case ViewOp::kUpsample:
+        require(view.left >= 1 && view.left <= 64, "upsampling factor is out of range");
+        ops.push_back({view.kind, view.left, *size});
+        *size *= view.left;
+        break;
+      case ViewOp::kCrop:
+        ops.push_back({view.kind, before, *size});
+        *size -= before + after;
+        break;
+      case ViewOp::kPadZeros:
+      case ViewOp::kPadReflect:
+        ops.push_back({view.kind, before, *size});
+        *size += before + after;
+        break;
+      default:
+        fail("unknown view");
+    }
+    require(*size >= 1 && *size <= kMaxSide, "a view's size is out of range");
+  }
+  return ops;
+}
+
+int64_t through(const std::vector<AxisOp>& ops, int64_t q) {
+  for (auto op = ops.rbegin(); op != ops.rend() && q >= 0; ++op) {
+    if (op->kind == ViewOp::kUpsample) {
+      q /= op->before;
+    } else if (op->kind == ViewOp::kCrop) {
+      q += op->before;
+    } else {
+      q = pad_index(q - op->before, op->size, op->kind == ViewOp::kPadReflect ? 1 : 0);
+    }
+  }
+  return q;
+}
+
+void fill_axis(int64_t size, const std::vector<ViewOp>& views, bool vertical, int64_t first,
+               int64_t count, int pad_mode, std::vector<int32_t>* map) {
+  const std::vector<AxisOp> ops = axis_ops(views, vertical, &size);
+  map->resize(count);
+  for (int64_t i = 0; i < count; ++i)
+    (*map)[i] = static_cast<int32_t>(through(ops, pad_index(first + i, size, pad_mode)));
+}
+
+}  // namespace
+
+void source_size(const Plan& plan, const Source& source, int64_t* height, int64_t* width) {
+  const ValueShape& shape = plan.values[source.value].shape;
+  *height = shape.h;
+  *width = shape.w;
+  axis_ops(source.views, true, height);
+  axis_ops(source.views, false, width);
+}
+
+void check_source(const Plan& plan, const std::vector<Slot>& slots, const Source& source,
+                  const std::string& label) {
+  const auto known = [&](int v) { return v >= 0 && v < static_cast<int>(plan.values.size()); };
+  require(known(source.value), label + ": unknown value");
+  const ValueShape& shape = plan.values[source.value].shape;
+  int64_t height, width;
+  source_size(plan, source, &height, &width);
+  if (source.slot >= 0) {
+    require(source.slot < static_cast<int>(slots.size()) &&
+                slots[source.slot].channels == shape.c &&
+                plan.slot_images[source.slot] == shape.n,
+            label + ": statistics do not fit the value");
+  }
+  if (source.combine != kCombineNone) {
+    require(known(source.residual), label + ": unknown residual");
+    const ValueShape& other = plan.values[source.residual].shape;
+    int64_t h = other.h, w = other.w;
+    axis_ops(source.residual_views, true, &h);
+    axis_ops(source.residual_views, false, &w);
+    require(other.n == shape.n && other.c == shape.c && h == height && w == width,
+            label + ": the residual has another shape");
+  }
+  if (source.store >= 0) {
+    require(known(source.store) && source.views.empty(), label + ": cannot store this source");
+    const ValueShape& copy = plan.values[source.store].shape;
+    require(copy.n == shape.n && copy.c == shape.c && copy.h == height && copy.w == width &&
+                !copy.planar,
+            label + ": the stored copy has another shape");
+  }
+}
+
+void fill_maps(const Plan& plan, const Source& source, int64_t first_y, int64_t rows,
+               int64_t first_x, int64_t columns, int pad_mode, Maps* maps) {
+  const ValueShape& shape = plan.values[source.value].shape;
+  fill_axis(shape.h, source.views, true, first_y, rows, pad_mode, &maps->src_y);
+  fill_axis(shape.w, source.views, false, first_x, columns, pad_mode, &maps->src_x);
+  source_size(plan, source, &maps->height, &maps->width);
+  if (source.combine != kCombineNone) {
+    // The residual is combined before the source's views: it goes through both lists.
+    const ValueShape& other = plan.values[source.residual].shape;
+    std::vector<ViewOp> views = source.residual_views;
+    views.insert(views.end(), source.views.begin(), source.views.end());
+    fill_axis(other.h, views, true, first_y, rows, pad_mode, &maps->res_y);
+    fill_axis(other.w, views, false, first_x, columns, pad_mode, &maps->res_x);
+  }
+}
+
+PackArgs source_args(const Context& context, const Source& source, int64_t image) {
+  PackArgs a{};
+  const Value& value = context.value(source.value);
+  const auto view = [image](const Value& v, const float* data) {
+    return View{data + image * v.image, v.block, v.row, v.pixel, v.shape.planar ? 1 : 0};
+  };
+  a.src = view(value, context.data(source.value));
+  if (source.slot >= 0) {
+    a.scale = context.scale(source.slot, image);
+    a.shift = context.shift(source.slot, image);
+  }
+  a.pre = source.pre;
+  a.pre_slope = source.pre_slope;
+  a.combine = source.combine;
+  if (source.combine != kCombineNone)
+    a.res = view(context.value(source.residual), context.data(source.residual));
+  a.post = source.post;
+  a.post_slope = source.post_slope;
+  a.channels = static_cast<int>(value.shape.c);
+  return a;
+}
+
+void check_norm(const std::vector<Slot>& slots, const NormSpec& norm, int64_t channels,
+                const std::string& label) {
+  if (norm.slot < 0) return;
+  require(norm.slot < static_cast<int>(slots.size()) && slots[norm.slot].channels == channels,
+          label + ": statistics do not fit the value");
+  for (const std::vector<float>* v : {&norm.weight, &norm.bias})
+    require(v->empty() || static_cast<int64_t>(v->size()) == channels,
+            label + ": norm weights do not fit the value");
+}
+
+void write_norm(const Context& context, const NormSpec& norm, int64_t image, int64_t block,
+                const float* stats, int64_t part_stride, const int64_t* counts, int64_t parts) {
+  // Chan, Golub, LeVeque 1979: pairs of (count, mean, sum of squared deviations) in double.
+  double mean[kBlock] = {}, m2[kBlock] = {}, count = 0;
+  for (int64_t t = 0; t < parts; ++t, stats += part_stride) {
+    const double k = static_cast<double>(counts[t]);
+    if (k == 0) continue;
+    const double total = count + k, share = k / total, cross = count * share;
+    for (int c = 0; c < kBlock; ++c) {
+      const double offset = stats[kBlock + c] / k;
+      const double here = stats[c] + offset;
+      const double squares = stats[2 * kBlock + c] - stats[kBlock + c] * offset;
+      const double delta = here - mean[c];
+      mean[c] += delta * share;
+      m2[c] += squares + delta * delta * cross;
+    }
+    count = total;
+  }
+  float* scale = context.scale(norm.slot, image) + block * kBlock;
+  float* shift = context.shift(norm.slot, image) + block * kBlock;
+  for (int c = 0; c < kBlock; ++c) {
+    const size_t channel = block * kBlock + c;
+    const double variance = std::max(m2[c], 0.0) / count;
+    double s = 1.0 / std::sqrt(variance + static_cast<double>(norm.eps));
+    if (channel < norm.weight.size()) s *= norm.weight[channel];
+    const double b = channel < norm.bias.size() ? norm.bias[channel] : 0.0;
+    scale[c] = static_cast<float>(s);
+    shift[c] = static_cast<float>(b - mean[c] * s);
+  }
+}
+
+void geometry(int channels, int format, int64_t span_y, int64_t span_x, int stride, int64_t items,
+              int most_pixels, int threads, StepPlan* out) {
+  // The panel shares a 1 MiB (or larger) second-level cache with the weights.
+  constexpr int64_t kPanelFloats = 320 * 1024 / 4;
+  const int64_t per_pixel = format == kPanel16 ? blocks_of(channels) * kBlock
+                            : format == kPanel4 ? 4
+                                                : channels;
+  const int64_t height = out->domain_rows, width = out->domain_columns;
+  const auto panel = [&](int64_t rows, int64_t columns) {
+    return ((rows - 1) * stride + span_y) * ((columns - 1) * stride + span_x) * per_pixel;
+  };
+  // Columns: the fewest strips in which a useful number of rows fits.
+  const int64_t wanted_rows = std::min(height, std::max<int64_t>(4, span_y - 1));
+  int64_t strips = 1;
+  while (panel(wanted_rows, ceil_div(width, strips)) > kPanelFloats &&
+         ceil_div(width, strips) > 2 * most_pixels)
+    ++strips;
+  int64_t columns = ceil_div(width, strips);
+  if (strips > 1) columns = std::min(width, ceil_div(columns, most_pixels) * most_pixels);
+  out->tile_columns = columns;
+  out->tiles_x = ceil_div(width, columns);
+  int64_t rows = 1;
+  while (rows < height && rows < 64 && panel(rows + 1, columns) <= kPanelFloats) ++rows;
+  // Enough tiles for an even split. The number does not depend on the threads up to 8 of them, so
+  // that statistics, which are summed tile by tile, are the same for any such number.
+  const int64_t wanted = std::max<int64_t>(32, 4 * threads);
+  const int64_t least = std::max<int64_t>(2, span_y - 1);
+  while (rows > least && items * out->tiles_x * ceil_div(height, rows) < wanted) --rows;
+  rows = ceil_div(height, ceil_div(height, rows));
+  out->tile_rows = rows;
+  out->tiles_y = ceil_div(height, rows);
+}
+
+}  // namespace fastgen

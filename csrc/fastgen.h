@@ -1,0 +1,167 @@
+// The contract between the bindings and the kernels: every entry point, declared once.
+//
+// No torch and no Python here. Kernels take plain pointers, sizes and (CUDA) a stream; they never
+// allocate, synchronize or keep a pointer. Wrong arguments throw std::invalid_argument with one
+// line, missing memory throws OutOfMemory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace fastgen {
+
+// ------------------------------------------------------------------ cpu: engine
+
+// A step that moves pixels without arithmetic, applied while loading.
+struct ViewOp {
+  enum Kind : int { kUpsample = 0, kCrop = 1, kPadZeros = 2, kPadReflect = 3 };
+  int kind = 0;
+  int64_t left = 0, right = 0, top = 0, bottom = 0;  // kUpsample: left is the factor
+};
+
+// How a step reads a value: y = post(combine(pre(scale*x + shift), residual)), then the views.
+struct Source {
+  int value = -1;
+  int slot = -1;  // scale and shift per image and channel; -1: none
+  int pre = 0;    // Act
+  float pre_slope = 0;
+  int combine = 0;  // Combine
+  int residual = -1;
+  int post = 0;
+  float post_slope = 0;
+  std::vector<ViewOp> views, residual_views;
+  int store = -1;  // value that receives a copy of what is loaded
+};
+
+// Instance statistics of a step's output become a slot: scale = weight/sqrt(var + eps).
+struct NormSpec {
+  int slot = -1;
+  float eps = 0;
+  std::vector<float> weight, bias;  // per channel, or empty
+};
+
+// A convolution that contributes output pixels (rx + i*out_stride, ry + j*out_stride).
+struct PhaseSpec {
+  int kh = 0, kw = 0;
+  int dy = 0, dx = 0;  // input offset of the first tap
+  int ry = 0, rx = 0;
+  std::vector<float> weights;  // (outputs, inputs/groups, kh, kw)
+};
+
+struct ConvSpec {
+  std::string label;
+  Source source;
+  int out = -1;
+  int inputs = 0, outputs = 0, groups = 1;
+  int stride = 1, out_stride = 1;
+  int pad_mode = 0;  // 0 zeros, 1 reflect, 2 repeat the border
+  std::vector<PhaseSpec> phases;
+  std::vector<float> bias;  // per output, or empty
+  int act = 0;
+  float slope = 0;
+  NormSpec norm;
+  bool small = false;  // at most 4 outputs, planar
+  bool flat = false;   // images are pixels of one row (linear)
+};
+
+struct PoolSpec {
+  int kind = 0;  // 0 max, 1 avg, 2 global_avg
+  int kernel = 1, stride = 1, padding = 0;
+};
+
+struct ValueShape {
+  int64_t n = 0, c = 0, h = 0, w = 0;
+  bool planar = false;
+  int64_t offset = -1;  // floats from the arena's start; negative: -1 - index of the external array
+};
+
+struct ImageIO {
+  float input_low = 0, input_high = 255, output_low = 0, output_high = 255, strength = 1;
+  bool preserve_color = false, bgr = false;
+};
+
+struct StepTime {
+  std::string label;
+  double milliseconds;
+  double flops;
+};
+
+struct Plan;  // step geometry for one set of input shapes
+
+// Owns prepacked weights, threads and the arena. Calls are serialised by a mutex.
+class Engine {
+ public:
+  Engine(int threads, const std::string& isa);  // 0: default_threads(); "": the best
+  ~Engine();
+
+  int add_slot(int channels, const std::vector<float>& scale, const std::vector<float>& shift);
+  int add_value();
+  void add_conv(ConvSpec spec);
+  void add_copy(const std::string& label, const Source& source, int out);
+  void add_stats(const std::string& label, int value, NormSpec norm);
+  void add_given(const std::string& label, int mean, int var, NormSpec norm);
+  void add_pool(const std::string& label, int value, int out, const PoolSpec& spec);
+  void add_concat(const std::string& label, const std::vector<int>& values, int out);
+  void add_broadcast(const std::string& label, int value, int out);
+  void add_reshape(const std::string& label, int value, int out);
+
+  // Floats that `shape` takes in memory.
+  static int64_t value_floats(const ValueShape& shape);
+  std::shared_ptr<const Plan> plan(const std::vector<ValueShape>& values, int64_t arena_floats,
+                                   int externals) const;
+  static int64_t plan_bytes(const Plan& plan);
+  // externals[i] has the floats of the value with offset -1 - i.
+  void run(const Plan& plan, const std::vector<float*>& externals);
+  // Photo (n, height, width, 3) into planar value `input`, run, planar value `output` to `out`.
+  void run_image(const Plan& plan, int input, int output, const void* photo, void* out,
+                 bool is_byte, int64_t n, int64_t height, int64_t width, const ImageIO& io);
+
+  void set_profile(bool on);
+  std::vector<StepTime> profile() const;
+  int threads() const;
+  std::string isa() const;
+  void release_memory();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// ------------------------------------------------------------------ cpu: machine
+
+int default_threads();
+std::vector<std::string> isa_available();
+// Multiply-adds per second times 2, on `threads` threads for about `seconds`.
+double peak_flops(const std::string& isa, double seconds, int threads);
+// Bytes per second (read plus written) of a copy of `bytes` on `threads` threads.
+double copy_bandwidth(int64_t bytes, double seconds, int threads);
+
+// ------------------------------------------------------------------ cuda
+
+struct CudaDevice {
+  std::string name;
+  int major, minor;
+  uint64_t memory_bytes;
+};
+
+// Number of devices; on failure 0 and the reason in *error. Never throws.
+int cuda_device_count(std::string* error);
+CudaDevice cuda_device(int index);
+std::string cuda_compiled_archs();
+int cuda_runtime_version();
+
+// Image batch (n,height,width,3), uint8 or float32, to planar floats (n,3,rows,columns) in
+// [low, high], continued by reflection to rows x columns. Returns a cudaError_t.
+int cuda_image_load(const void* photo, float* out, int64_t n, int64_t height, int64_t width,
+                    int64_t rows, int64_t columns, float low, float high, bool bgr, bool is_byte,
+                    void* stream);
+// Planar floats back to an image batch: crop, clamp, strength, colour keep, rounding.
+int cuda_image_store(const float* y, const void* photo, void* out, int64_t n, int64_t height,
+                     int64_t width, int64_t rows, int64_t columns, float low, float high,
+                     float strength, bool preserve_color, bool bgr, bool is_byte, void* stream);
+const char* cuda_error_name(int error);
+
+}  // namespace fastgen

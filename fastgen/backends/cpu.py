@@ -1,0 +1,339 @@
+"""The ``cpu`` backend: our C++ engine. Needs neither torch nor a GPU.
+
+The instruction set is chosen at run time (``FASTGEN_CPU_ISA`` forces one), the number of threads
+is the CPUs this process may use (``FASTGEN_NUM_THREADS`` or ``threads=`` say otherwise).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastgen.backends import ImageIO, _lower, check_image_batch, padded_size
+from fastgen.errors import BackendUnavailable, GraphError
+from fastgen.graph import Graph
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["Runner", "compile", "why_not"]
+
+PRECISIONS = ("fp32",)
+_PLANS = 8  # input shapes whose plans are kept
+
+
+def _extension() -> ModuleType:
+    from fastgen import _C
+
+    return _C
+
+
+def why_not() -> str | None:
+    """None when the engine can run here, else the reason with the remedy."""
+    try:
+        _extension().Engine(threads=1)
+    except ImportError as error:
+        return f"its extension module is not built ({error}); reinstall fastgen: pip install ."
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+class Runner:
+    """A compiled graph on the cpu backend; see ``fastgen.backends``.
+
+    Calls from several Python threads are safe (one runs at a time), and so is forking. Memory is
+    one arena whose size follows the largest recent input; ``close`` gives it back.
+
+    Args:
+        graph: the network.
+        weights: arrays by weight name.
+        threads: 1..1024; None takes ``FASTGEN_NUM_THREADS`` or the CPUs of this process.
+        isa: ``"avx512"``, ``"avx2"`` or ``"scalar"``; None takes ``FASTGEN_CPU_ISA`` or the best.
+
+    Raises:
+        ValueError: threads or instruction set that this machine cannot give.
+        GraphError: missing, unknown or wrongly shaped weights.
+    """
+
+    backend = "cpu"
+    precision = "fp32"
+
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Mapping[str, Any],
+        threads: int | None = None,
+        isa: str | None = None,
+    ) -> None:
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
+            raise ValueError(f"threads is {threads!r}, must be an integer in 1..1024 or None")
+        self.graph = graph
+        self._lowered = _lower.lower(graph, weights)
+        self._engine = _extension().Engine(threads=threads or 0, isa=isa or "")
+        _build(self._engine, self._lowered)
+        for step in self._lowered.steps:  # the engine holds its own packed weights
+            if isinstance(step, _lower.ConvStep):
+                step.phases = []
+        self._plans: OrderedDict[Any, Any] = OrderedDict()
+        self._closed = False
+
+    @property
+    def threads(self) -> int:
+        """Threads of a run."""
+        return int(self._engine.threads)
+
+    @property
+    def isa(self) -> str:
+        """Instruction set in use."""
+        return str(self._engine.isa)
+
+    @property
+    def profile(self) -> list[tuple[str, float, float]]:
+        """(step, milliseconds, GFLOP/s) of the last run, after ``set_profile(True)``."""
+        return list(self._engine.profile())
+
+    def set_profile(self, on: bool) -> None:
+        """Switches the timing of steps on or off."""
+        self._engine.set_profile(bool(on))
+
+    def close(self) -> None:
+        """Gives the memory and the threads back; the runner cannot be used any more."""
+        self._closed = True
+        self._plans.clear()
+        self._engine.release_memory()
+
+    def run(self, inputs: Any, io: ImageIO | None = None, out: Any = None) -> Any:
+        """Runs the graph.
+
+        Args:
+            inputs: with ``io=None`` a float array (N,C,H,W), or a dict of them by input name, in
+                the model's range; with ``io`` one image batch (N,H,W,3), uint8 or float32 0..1.
+            io: how to convert an image batch to the model's range and back.
+            out: array to write the result into, of the result's shape and dtype.
+
+        Returns:
+            float32 array (or a dict of them by output name when inputs were a dict or the graph
+            has several outputs); with ``io`` an image batch like the one that came in.
+
+        Raises:
+            ValueError: wrong shapes. TypeError: wrong types. MemoryError: too large an input.
+        """
+        if self._closed:
+            raise ValueError("this runner is closed; compile the graph again")
+        if io is not None:
+            return self._run_image(inputs, io, out)
+        named = inputs if isinstance(inputs, Mapping) else {self.graph.inputs[0].name: inputs}
+        arrays = {name: _float_array(name, array) for name, array in named.items()}
+        shapes = {name: array.shape for name, array in arrays.items()}
+        plan, values = self._plan(shapes, external=True)
+        results: dict[str, np.ndarray] = {}
+        single = len(self.graph.outputs) == 1
+        for name in self._lowered.outputs:
+            shape = values[self.graph.outputs[name]]
+            results[name] = np.empty(shape, np.float32)
+            if out is not None:
+                if not single:
+                    raise ValueError("out= needs a graph with one output")
+                results[name] = _check_out(out, shape, np.dtype(np.float32))
+        written = {
+            name: array if array.flags.c_contiguous and array.flags.aligned else array.copy("C")
+            for name, array in results.items()
+        }
+        self._engine.run(plan, [arrays[name] for name in self._lowered.inputs] + [*written.values()])
+        for name, array in written.items():
+            if array is not results[name]:
+                results[name][...] = array
+        if single and not isinstance(inputs, Mapping):
+            return next(iter(results.values()))
+        return results
+
+    def _run_image(self, image: Any, io: ImageIO, out: Any) -> np.ndarray:
+        if not isinstance(image, np.ndarray):
+            raise TypeError(f"image batch is {type(image).__name__}, must be a numpy array")
+        check_image_batch(image)
+        inputs, outputs = self.graph.inputs, self._lowered.outputs
+        if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4:
+            raise ValueError("io= needs a graph with one image input and one output")
+        photo = np.ascontiguousarray(image)
+        rows, columns = padded_size(self.graph, *image.shape[1:3])
+        shape = (image.shape[0], 3, rows, columns)
+        plan, values = self._plan({inputs[0].name: shape}, external=False)
+        result_shape = values[next(iter(self.graph.outputs.values()))]
+        if result_shape != shape:
+            raise ValueError(
+                f"io= needs an output of the input's shape {shape}, not {result_shape}"
+            )
+        result = None if out is None else _check_out(out, image.shape, image.dtype)
+        direct = result is not None and result.flags.c_contiguous and result.flags.aligned
+        target = result if direct and result is not None else np.empty_like(photo)
+        if np.may_share_memory(target, photo):
+            photo = photo.copy()
+        self._engine.run_image(
+            plan,
+            self._lowered.inputs[inputs[0].name],
+            next(iter(outputs.values())),
+            photo,
+            target,
+            tuple(map(float, io.input_range)),
+            tuple(map(float, io.output_range)),
+            float(io.strength),
+            bool(io.preserve_color),
+            bool(io.bgr),
+        )
+        if result is not None and not direct:
+            result[...] = target
+            return result
+        return target
+
+    def _plan(
+        self, inputs: dict[str, tuple[int, ...]], external: bool
+    ) -> tuple[Any, dict[str, tuple[int, ...]]]:
+        """The engine's plan and the shapes of all values for these input shapes."""
+        key = (tuple(sorted(inputs.items())), external)
+        plans = self._plans
+        try:
+            plans.move_to_end(key)
+            return plans[key]  # type: ignore[no-any-return]
+        except KeyError:
+            pass
+        shapes = self.graph.infer_shapes(inputs)
+        values, floats, externals = plan_values(self._lowered, shapes, external)
+        entry = (self._engine.plan(values, floats, externals), shapes)
+        plans[key] = entry
+        while len(plans) > _PLANS:
+            try:
+                plans.popitem(last=False)
+            except KeyError:  # another thread was faster
+                break
+        return entry
+
+
+def plan_values(
+    lowered: _lower.Lowered, shapes: Mapping[str, tuple[int, ...]], external: bool
+) -> tuple[list[tuple[int, int, int, int, bool, int]], int, int]:
+    """Places all values in one arena; values that are never alive together may share memory.
+
+    Args:
+        lowered: the steps.
+        shapes: shapes of all graph values.
+        external: whether inputs and outputs are arrays of the caller, not parts of the arena.
+
+    Returns:
+        Per value (n, c, h, w, planar, offset in floats, or -1 - index of an external array); the
+        arena's size in floats; the number of external arrays.
+    """
+    floats_of = _extension().value_floats
+    ends = {index: len(lowered.steps) for index in lowered.outputs.values()}
+    starts = dict.fromkeys(lowered.inputs.values(), -1)
+    for position, step in enumerate(lowered.steps):
+        for index in step.writes():
+            starts.setdefault(index, position)
+            ends.setdefault(index, position)
+        for index in step.reads():
+            ends[index] = max(position, ends.get(index, position))
+    outside = [*lowered.inputs.values(), *lowered.outputs.values()] if external else []
+    offsets = {index: -1 - i for i, index in enumerate(outside)}
+    full = [
+        (*(tuple(shapes[name]) + (1, 1))[:4], planar) for name, planar in lowered.values
+    ]
+    sizes = [-(-floats_of((*shape, 0)) // 16) * 16 for shape in full]
+    placed: list[int] = []
+    total = 0
+    for index in sorted(range(len(full)), key=lambda i: (-sizes[i], i)):
+        if index in offsets:
+            continue
+        begin, end = starts.get(index, -1), ends.get(index, -1)
+        neighbours = sorted(
+            (offsets[other], offsets[other] + sizes[other])
+            for other in placed
+            if starts.get(other, -1) <= end and begin <= ends.get(other, -1)
+        )
+        offset = 0
+        for low, high in neighbours:
+            if offset + sizes[index] <= low:
+                break
+            offset = max(offset, high)
+        offsets[index] = offset
+        placed.append(index)
+        total = max(total, offset + sizes[index])
+    return [(*full[i], offsets[i]) for i in range(len(full))], total, len(outside)
+
+
+def _build(engine: Any, lowered: _lower.Lowered) -> None:
+    """Gives the steps to the engine, which packs the weights."""
+    for _ in lowered.values:
+        engine.add_value()
+    for slot in lowered.slots:
+        engine.add_slot(slot.channels, slot.scale, slot.shift)
+    for step in lowered.steps:
+        if isinstance(step, _lower.ConvStep):
+            engine.add_conv(step)
+        elif isinstance(step, _lower.CopyStep):
+            engine.add_copy(step.label, step.source, step.out)
+        elif isinstance(step, _lower.StatsStep):
+            engine.add_stats(step.label, step.value, step.norm)
+        elif isinstance(step, _lower.GivenStep):
+            engine.add_given(step.label, step.mean, step.var, step.norm)
+        elif isinstance(step, _lower.PlainStep):
+            if step.op == "pool":
+                engine.add_pool(step.label, step.values[0], step.out, *step.pool)
+            elif step.op == "concat":
+                engine.add_concat(step.label, step.values, step.out)
+            elif step.op == "broadcast":
+                engine.add_broadcast(step.label, step.values[0], step.out)
+            else:
+                engine.add_reshape(step.label, step.values[0], step.out)
+        else:
+            raise GraphError(f"step {step.label!r} has no implementation in the cpu backend")
+
+
+def _float_array(name: str, array: Any) -> np.ndarray:
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"input {name!r} is {type(array).__name__}, must be a numpy array")
+    if array.dtype.kind != "f":
+        raise TypeError(f"input {name!r} has the dtype {array.dtype}, must be float32")
+    return np.require(array, np.float32, ["C", "A"])
+
+
+def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out is {type(out).__name__}, must be a numpy array")
+    if out.shape != tuple(shape) or out.dtype != dtype or not out.flags.writeable:
+        raise ValueError(
+            f"out has the shape {out.shape} and dtype {out.dtype}, must be a writable array of "
+            f"the shape {tuple(shape)} and dtype {dtype}"
+        )
+    return out
+
+
+def compile(
+    graph: Graph,
+    weights: Mapping[str, Any],
+    precision: str = "fp32",
+    threads: int | None = None,
+) -> Runner:
+    """Compiles a graph for this CPU.
+
+    Args:
+        graph: the network.
+        weights: arrays by weight name.
+        precision: ``"fp32"``, or ``"auto"``, which is fp32.
+        threads: 1..1024; None takes ``FASTGEN_NUM_THREADS`` or the CPUs of this process.
+
+    Raises:
+        ValueError: unknown precision, or threads out of range.
+        GraphError: missing, unknown or wrongly shaped weights.
+        BackendUnavailable: the extension module is missing.
+    """
+    if precision not in (*PRECISIONS, "auto"):
+        raise ValueError(
+            f"backend 'cpu' has no precision {precision!r}; has {', '.join(PRECISIONS)}"
+        )
+    try:
+        return Runner(graph, weights, threads)
+    except ImportError as error:
+        raise BackendUnavailable(f"backend 'cpu': {error}; reinstall: pip install .") from error
