@@ -1,0 +1,108 @@
+"""Turns a trained style into a shipped one: fp16 checkpoint, card, and its line in docs/styles.md.
+
+    python -m fastgen.train.ship runs/wave.safetensors --name great_wave --title ... -o fastgen/styles
+
+Maintainers run this after looking at the pictures; users only need the checkpoint itself.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastgen.checkpoint import atomic_write, load_checkpoint, save_checkpoint
+
+__all__ = ["card", "styles_table"]
+
+
+def card(meta: dict[str, Any], graph_name: str, parameters: int, megamacs: int) -> dict[str, Any]:
+    """The card of a style as JSON, from its checkpoint's metadata.
+
+    Args:
+        meta: the checkpoint's metadata, with ``provenance`` as ``fastgen train style`` writes it.
+        graph_name: the model.
+        parameters: number of weights.
+        megamacs: million multiply-adds for a 256x256 image.
+    """
+    provenance = meta["provenance"]
+    return {
+        "style": meta["style"],
+        "licence": meta["licence"],
+        "sha256": meta["sha256"],
+        "painting": provenance["painting"],
+        "network": {
+            "model": graph_name,
+            "parameters": parameters,
+            "million_multiply_adds_256x256": megamacs,
+        },
+        "photos": provenance["photos"],
+        "loss_network": provenance["loss_network"],
+        "objective": provenance["objective"],
+        "training": provenance["training"],
+        "intended_use": "turning photos and video frames into pictures in the painting's manner",
+        "limits": "faces lose detail; flat areas such as skies are filled with brushwork; every "
+        "video frame is stylised on its own, so video flickers",
+    }
+
+
+def styles_table(folder: Path) -> str:
+    """Markdown table of all cards in a folder, sorted by name."""
+    rows = [
+        "| style | painting | network | weights | MMAC at 256x256 | steps | sha256 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted(folder.glob("*.json")):
+        c = json.loads(path.read_text(encoding="utf-8"))
+        p, n = c["painting"], c["network"]
+        rows.append(
+            f"| `{c['style']}` | {p['title']}, {p['artist']}, {p['year']} | {n['model']} | "
+            f"{n['parameters']:,} | {n['million_multiply_adds_256x256']:,} | "
+            f"{c['training']['steps']} | `{c['sha256'][:12]}` |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--name", required=True, help="style name, e.g. great_wave.small")
+@click.option("--title", required=True, help="title of the painting")
+@click.option("--artist", required=True, help="painter and year of death")
+@click.option("--year", required=True, help="year of the painting")
+@click.option("--licence", default="Apache-2.0", show_default=True)
+@click.option("--painting-terms", default="public domain (the artist died over 70 years ago)")
+@click.option("--photos-note", required=True, help="what the photos are, and their terms")
+@click.option("--vgg-note", required=True, help="where the loss network is from, and its terms")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+def main(
+    checkpoint: Path,
+    name: str,
+    title: str,
+    artist: str,
+    year: str,
+    licence: str,
+    painting_terms: str,
+    photos_note: str,
+    vgg_note: str,
+    output: Path,
+) -> None:
+    """Writes CHECKPOINT and its card into the folder of shipped styles."""
+    ckpt = load_checkpoint(checkpoint)
+    provenance = ckpt.meta["provenance"]
+    provenance["painting"].update(title=title, artist=artist, year=year, terms=painting_terms)
+    provenance["photos"]["note"] = photos_note
+    provenance["loss_network"]["note"] = vgg_note
+    ckpt.meta.update(style=name, licence=licence)
+    save_checkpoint(output / f"{name}.safetensors", ckpt, "float16")
+    megamacs = round(ckpt.graph.multiply_adds({"image": (1, 3, 256, 256)}) / 1e6)
+    content = card(ckpt.meta, ckpt.graph.name, ckpt.graph.parameter_count(), megamacs)
+    atomic_write(output / f"{name}.json", (json.dumps(content, indent=2) + "\n").encode())
+    click.echo(styles_table(output), nl=False)
+
+
+if __name__ == "__main__":
+    main()
