@@ -1,3 +1,63 @@
-"""fastgen: real-time feedforward image generation."""
+"""fastgen: real-time feedforward image generation.
+
+>>> import fastgen
+>>> picture = fastgen.stylize("photo.jpg", "starry_night")
+>>> picture.save("starry.png")
+
+Everything public is in ``__all__`` and is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastgen.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from fastgen.errors import BackendUnavailable, CheckpointError, FastgenError, ImageError
+    from fastgen.styles import list_styles, load_style
+    from fastgen.stylizer import Stylizer, stylize
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailable",
+    "Checkpoint",
+    "CheckpointError",
+    "FastgenError",
+    "ImageError",
+    "Stylizer",
+    "__version__",
+    "list_styles",
+    "load_checkpoint",
+    "load_style",
+    "save_checkpoint",
+    "stylize",
+]
+
+_HOME = {
+    "BackendUnavailable": "errors",
+    "Checkpoint": "checkpoint",
+    "CheckpointError": "errors",
+    "FastgenError": "errors",
+    "ImageError": "errors",
+    "Stylizer": "stylizer",
+    "list_styles": "styles",
+    "load_checkpoint": "checkpoint",
+    "load_style": "styles",
+    "save_checkpoint": "checkpoint",
+    "stylize": "stylizer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fastgen' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"fastgen.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,190 @@
+"""Measuring programs against each other: each in a process of its own, taking turns.
+
+On a shared machine absolute times drift by tens of per cent within minutes; the ratio of two
+programs that take turns, round by round, does not. ``python -m fastgen.cli._race SPEC`` is such a
+process: it answers every line on stdin with one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import IO, Any
+
+__all__ = ["Runner", "percentile", "race", "ratio"]
+
+# Thread pools of the runner that has just finished may spin for a moment; let them go to sleep.
+_PAUSE_S = 0.005
+
+
+@dataclass
+class Runner:
+    """One program and what was measured of it.
+
+    Attributes:
+        spec: ``style``, ``backend``, ``precision``, ``threads`` (or None), ``width``, ``height``.
+        seconds: one time for each round.
+        memory: growth of peak resident memory over what the imports took, in bytes.
+        info: the Stylizer's info.
+    """
+
+    spec: dict[str, Any]
+    seconds: list[float] = field(default_factory=list)
+    memory: int = 0
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def percentile(values: list[float], q: float) -> float:
+    """Percentile ``q`` in 0..100, linearly interpolated between the sorted values."""
+    data = sorted(values)
+    if not data or not 0 <= q <= 100:
+        raise ValueError(f"percentile {q} of {len(data)} values; q must be in 0..100")
+    position = (len(data) - 1) * q / 100
+    low = int(position)
+    high = min(low + 1, len(data) - 1)
+    return data[low] + (data[high] - data[low]) * (position - low)
+
+
+def ratio(runner: Runner, baseline: Runner) -> float:
+    """Median over the rounds of the baseline's time / the runner's; above 1 it is faster."""
+    pairs = zip(baseline.seconds, runner.seconds, strict=True)
+    return median(theirs / ours for theirs, ours in pairs)
+
+
+def race(
+    specs: list[dict[str, Any]], *, seconds: float, rounds: tuple[int, int], warmup: int = 2
+) -> list[Runner]:
+    """Runs all programs in turns; who goes first changes every round.
+
+    Args:
+        specs: see :class:`Runner`.
+        seconds: stop after about so long.
+        rounds: at least and at most so many rounds, whatever the time.
+        warmup: untimed runs of each before the first round.
+
+    Raises:
+        RuntimeError: a process ended early; its own message went to stderr.
+    """
+    runners = [Runner(spec) for spec in specs]
+    processes: list[_Process] = []
+    try:
+        for spec in specs:
+            processes.append(_Process(spec))
+        for process in processes:
+            for _ in range(warmup):
+                process.ask("step")
+        start = time.perf_counter()
+        low, high = rounds
+        order = list(range(len(specs)))
+        done = 0
+        while done < low or (done < high and time.perf_counter() - start < seconds):
+            for index in order:
+                time.sleep(_PAUSE_S)
+                runners[index].seconds.append(processes[index].ask("step"))
+            order.append(order.pop(0))
+            done += 1
+        for runner, process in zip(runners, processes, strict=True):
+            runner.memory = process.ask("memory")
+            runner.info = process.ask("info")
+    finally:
+        for process in processes:
+            process.close()
+    return runners
+
+
+class _Process:
+    def __init__(self, spec: dict[str, Any]) -> None:
+        command = [sys.executable, "-m", "fastgen.cli._race", json.dumps(spec)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        if self._process.stdin is None or self._process.stdout is None:
+            raise RuntimeError("the measured process has no pipes")
+        self._stdin: IO[str] = self._process.stdin
+        self._stdout: IO[str] = self._process.stdout
+
+    def ask(self, command: str) -> Any:
+        try:
+            self._stdin.write(command + "\n")
+            self._stdin.flush()
+            line = self._stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            code = self._process.wait()
+            raise RuntimeError(f"a measured process ended with code {code}; see its message above")
+        return json.loads(line)
+
+    def close(self) -> None:
+        for stream in (self._stdin, self._stdout):
+            try:
+                stream.close()
+            except BrokenPipeError:
+                pass
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+# ---------------------------------------------------------------------------- the measured process
+
+
+def _memory(field_name: str) -> int:
+    """A field of this process's status in bytes; elsewhere than on Linux the peak so far."""
+    try:
+        lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    except OSError:
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    found = [line for line in lines if line.startswith(f"{field_name}:")]
+    return int(found[0].split()[1]) * 1024 if found else 0
+
+
+def serve(spec: dict[str, Any]) -> None:
+    """Answers ``step``, ``memory`` and ``info`` until stdin ends."""
+    import numpy as np
+
+    from fastgen import backends
+    from fastgen.stylizer import Stylizer
+
+    backends.get(spec["backend"])  # the imports are not part of the memory that is compared
+    try:
+        Path("/proc/self/clear_refs").write_text("5", "ascii")  # the peak starts from here
+    except OSError:
+        pass
+    baseline = _memory("VmRSS")
+    stylizer = Stylizer(
+        spec["style"],
+        backend=spec["backend"],
+        precision=spec["precision"],
+        threads=spec["threads"],
+    )
+    rng = np.random.default_rng(0)
+    rows, columns = spec["height"], spec["width"]
+    blocks = rng.integers(0, 256, (rows // 16 + 1, columns // 16 + 1, 3), np.uint8)
+    frame = blocks.repeat(16, 0).repeat(16, 1)[:rows, :columns].copy()
+    answer: object
+    for line in sys.stdin:
+        command = line.strip()
+        if command == "step":
+            start = time.perf_counter()
+            stylizer(frame)
+            answer = time.perf_counter() - start
+        elif command == "memory":
+            answer = max(0, _memory("VmHWM") - baseline)
+        else:
+            answer = stylizer.info.as_dict()
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    serve(json.loads(sys.argv[1]))

@@ -1,0 +1,154 @@
+"""``fastgen bench``: latency against PyTorch eager, side by side."""
+
+from __future__ import annotations
+
+import json
+import re
+from statistics import median
+from typing import Any
+
+import click
+
+from fastgen.cli._race import percentile, race, ratio
+
+__all__ = ["bench"]
+
+
+class _Size(click.ParamType):
+    name = "WIDTHxHEIGHT"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", str(value))
+        if found is None or "0" in found.groups():
+            self.fail(f"{value!r} is not WIDTHxHEIGHT, such as 1280x720", param, ctx)
+        return int(found[1]), int(found[2])
+
+
+class _Peer(click.ParamType):
+    name = "BACKEND[:PRECISION]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, str]:
+        backend, _, precision = str(value).partition(":")
+        return backend, precision or "auto"
+
+
+@click.command()
+@click.option("-s", "--style", default="starry_night", show_default=True, help="Name or checkpoint.")
+@click.option(
+    "--size",
+    "sizes",
+    type=_Size(),
+    multiple=True,
+    default=["256x256", "512x512", "1280x720"],
+    show_default=True,
+    help="Size of the frame (repeatable).",
+)
+@click.option(
+    "--peer",
+    "peers",
+    type=_Peer(),
+    multiple=True,
+    help="What is measured against PyTorch (repeatable); every other backend otherwise.",
+)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads of each; all cores otherwise.")
+@click.option("--seconds", type=click.FloatRange(0), default=10.0, show_default=True, help="A size.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="At least.")
+@click.option("--json", "as_json", is_flag=True, help="Print all rounds as JSON.")
+def bench(
+    style: str,
+    sizes: tuple[tuple[int, int], ...],
+    peers: tuple[tuple[str, str], ...],
+    threads: int | None,
+    seconds: float,
+    rounds: int,
+    as_json: bool,
+) -> int:
+    """Measure latency against PyTorch eager fp32.
+
+    Each runs in a process of its own on the same uint8 frame, in turns; the ratio is the median
+    over the rounds of PyTorch's time divided by the peer's, so above 1 is faster than PyTorch.
+    """
+    from fastgen import backends
+    from fastgen.cli import _machine
+    from fastgen.styles import style_path
+
+    backends.get("torch")  # the baseline; says how to install it
+    try:
+        path = str(style_path(style))
+        for name, _ in peers:
+            backends.get(name)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    if not peers:
+        others = [n for n in backends.names() if n != "torch"]
+        peers = tuple((n, "auto") for n in others if backends.why_not(n) is None)
+    threads = threads or _machine.usable_cores()
+    entrants = [("torch", "fp32"), *peers]
+    tables = []
+    peak = _peak(threads)
+    if not as_json:
+        click.echo(f"{_machine.cpu_name()}, {threads} threads, style {style}")
+        if peak:
+            click.echo(f"peak multiply-add rate: {peak / 1e9:.0f} GFLOP/s")
+    for width, height in sizes:
+        specs = [
+            {
+                "style": path,
+                "backend": backend,
+                "precision": precision,
+                "threads": threads,
+                "width": width,
+                "height": height,
+            }
+            for backend, precision in entrants
+        ]
+        runners = race(specs, seconds=seconds, rounds=(rounds, 200))
+        table = _table(width, height, runners)
+        tables.append(table)
+        if not as_json:
+            for row in table["rows"]:
+                click.echo(_line(table, row))
+    if as_json:
+        facts = {"cpu": _machine.cpu_name(), "threads": threads, "peak_flops": peak}
+        facts |= {"style": style, "versions": _machine.versions(), "sizes": tables}
+        click.echo(json.dumps(facts, indent=2))
+    return 0
+
+
+def _peak(threads: int) -> float | None:
+    """Floating-point operations a second of the engine's multiply-add loop, if it is built."""
+    from fastgen.cli import _machine
+
+    module, _ = _machine.engine()
+    measure = getattr(module, "peak_flops", None)
+    return float(measure(threads=threads)) if measure is not None else None
+
+
+def _table(width: int, height: int, runners: list[Any]) -> dict[str, Any]:
+    rows = []
+    for runner in runners:
+        middle = median(runner.seconds)
+        rows.append(
+            {
+                "backend": runner.info["backend"],
+                "precision": runner.info["precision"],
+                "median_s": middle,
+                "p95_s": percentile(runner.seconds, 95),
+                "fps": 1.0 / middle,
+                "mpix_per_s": width * height / 1e6 / middle,
+                "ratio": ratio(runner, runners[0]),
+                "memory_bytes": runner.memory,
+                "seconds": runner.seconds,
+            }
+        )
+    return {"width": width, "height": height, "rounds": len(runners[0].seconds), "rows": rows}
+
+
+def _line(table: dict[str, Any], row: dict[str, Any]) -> str:
+    size = f"{table['width']}x{table['height']}"
+    who = f"{row['backend']} {row['precision']}"
+    return (
+        f"{size:<10} {who:<12} median {row['median_s'] * 1e3:8.1f} ms  p95 "
+        f"{row['p95_s'] * 1e3:8.1f} ms  {row['fps']:6.2f} fps  +{row['memory_bytes'] / 2**20:.0f} "
+        f"MiB  {row['ratio']:.2f}x"
+    )

@@ -1,0 +1,98 @@
+"""``fastgen doctor``: what can run here, what ``auto`` would take, and why not the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from typing import Any
+
+import click
+
+__all__ = ["diagnose", "doctor"]
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def doctor(as_json: bool) -> int:
+    """Show what can run on this machine and why.
+
+    Exit code 1 when no backend can run.
+    """
+    facts = diagnose()
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        for title, text in _lines(facts):
+            click.echo(f"{title:<10}{text}")
+    return 0 if facts["auto"]["backend"] else 1
+
+
+def diagnose() -> dict[str, Any]:
+    """The report as an object."""
+    from fastgen import __version__, backends
+    from fastgen.cli import _machine
+    from fastgen.errors import BackendUnavailable
+    from fastgen.styles import list_styles
+
+    module, why = _machine.engine("_C")
+    _, no_cuda = _machine.engine("_cuda")
+    found, no_gpu = _machine.gpus()
+    try:
+        name, reason = backends.choose("auto")
+    except BackendUnavailable as error:
+        name, reason = "", str(error)
+    return {
+        "fastgen": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": _machine.versions(),
+        "cpu": {
+            "name": _machine.cpu_name(),
+            "cores": _machine.usable_cores(),
+            "engine": module is not None,
+            "why_not": why or None,
+            "instruction_sets": list(module.isa_available()) if module is not None else [],
+            "instruction_set": _instruction_set(module),
+            "forced": os.environ.get("FASTGEN_CPU_ISA"),
+        },
+        "gpu": {"found": found, "why_not": no_gpu or None, "extension_why_not": no_cuda or None},
+        "backends": {n: {"why_not": backends.why_not(n)} for n in backends.names()},
+        "auto": {"backend": name, "why": reason},
+        "styles": list_styles(),
+    }
+
+
+def _instruction_set(module: Any) -> str | None:
+    """The engine's choice; also says what is wrong with a forced one."""
+    if module is None:
+        return None
+    try:
+        return str(module.Engine(1).isa)
+    except (RuntimeError, ValueError) as error:
+        return f"none: {error}"
+
+
+def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    cpu, gpu = facts["cpu"], facts["gpu"]
+    packages = [f"{k} {v or '-'}" for k, v in facts["packages"].items()]
+    if cpu["engine"]:
+        level = f"instruction set {cpu['instruction_set']} of {', '.join(cpu['instruction_sets'])}"
+    else:
+        level = f"engine missing: {cpu['why_not']}"
+    if cpu["forced"]:
+        level += f" (FASTGEN_CPU_ISA={cpu['forced']})"
+    gpus = "; ".join(gpu["found"]) or f"none: {gpu['why_not']}"
+    built = "no" if gpu["extension_why_not"] else "yes"
+    lines = [
+        ("fastgen", f"{facts['fastgen']}, Python {facts['python']}, {facts['system']}"),
+        ("packages", ", ".join(packages)),
+        ("cpu", f"{cpu['name']}, {cpu['cores']} cores, {level}"),
+        ("gpu", f"{gpus}; CUDA extension built: {built}"),
+    ]
+    for name, state in facts["backends"].items():
+        lines.append(("backend", f"{name}: {state['why_not'] or 'can run'}"))
+    auto = facts["auto"]
+    lines.append(("auto", f"{auto['backend'] or 'nothing'}: {auto['why']}"))
+    lines.append(("styles", ", ".join(facts["styles"]) or "none shipped"))
+    return lines

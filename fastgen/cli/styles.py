@@ -1,0 +1,37 @@
+"""``fastgen styles``: what is shipped."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import click
+
+__all__ = ["styles"]
+
+
+@click.command()
+@click.argument("pattern", default="*")
+@click.option("--json", "as_json", is_flag=True, help="Print names, files and cards as JSON.")
+def styles(pattern: str, as_json: bool) -> int:
+    """List the shipped styles whose names match PATTERN ('*.small', say)."""
+    from fastgen.styles import list_styles, style_card, style_path
+
+    rows = []
+    for name in list_styles(pattern):
+        path = style_path(name)
+        rows.append({"name": name, "bytes": os.path.getsize(path), "path": str(path)})
+        rows[-1]["card"] = style_card(name)
+    if as_json:
+        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        return 0
+    if not rows:
+        click.echo(f"no style matches {pattern!r}", err=True)
+        return 0 if pattern == "*" else 1
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        card = row["card"]
+        known = [str(card[key]) for key in ("painting", "artist", "year") if card.get(key)]
+        line = f"{row['name']:<{width}}  {row['bytes'] / 1e6:5.2f} MB  {', '.join(known)}"
+        click.echo(line.rstrip())
+    return 0

@@ -1,0 +1,50 @@
+"""``fastgen train`` and ``fastgen eval``: the recipes of ``fastgen.train``.
+
+The options come from the recipes' dataclasses, which import no torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastgen.cli._app import Commands
+from fastgen.train.options import EvalStyleOptions, GatysOptions, StyleOptions, click_command
+
+__all__ = ["eval_style", "evaluate", "gatys", "style", "train"]
+
+
+def _run_style(options: Any) -> int | None:
+    from fastgen.train import style as recipe
+
+    return recipe.run(options)
+
+
+def _run_gatys(options: Any) -> int | None:
+    from fastgen.train import gatys as recipe
+
+    return recipe.run(options)
+
+
+def _run_evaluate(options: Any) -> int | None:
+    from fastgen.train import evaluate as recipe
+
+    return recipe.run(options)
+
+
+style = click_command("style", StyleOptions, _run_style)
+gatys = click_command("gatys", GatysOptions, _run_gatys)
+eval_style = click_command("style", EvalStyleOptions, _run_evaluate)
+
+train = Commands(
+    "train",
+    {
+        "style": ("fastgen.cli.train:style", "Train a network for one painting (Johnson 2016)."),
+        "gatys": ("fastgen.cli.train:gatys", "Optimise one picture by projected L-BFGS (Eq. 9)."),
+    },
+    help="Train a style, or optimise one picture (needs torch).",
+)
+evaluate = Commands(
+    "eval",
+    {"style": ("fastgen.cli.train:eval_style", "Eq. 9 of networks against L-BFGS.")},
+    help="Measure trained networks on held-out photos (needs torch).",
+)
