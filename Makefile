@@ -13,7 +13,7 @@ PYTEST_ARGS ?=
 
 PIP_FLAGS := --disable-pip-version-check --no-input -qq
 DEV       := $(DEV_VENV)/bin
-CXX_FILES  = $(shell find csrc benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES  = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 # An editable install needs a rebuild when compiled sources or the build's configuration change, and again when a
 # Python file appears or disappears (the import hook lists them at install time); edits to Python files need nothing.

@@ -159,6 +159,7 @@ def page(result: dict[str, Any], source: str) -> str:
         "",
         "One uint8 frame in, one out, through `Stylizer`: conversion, padding and rounding "
         "included. Both programs run in processes of their own and take turns, round by round. "
+        f"Before the run, other programs kept {result['load_before']:.1f} cores busy. "
         "*speed* is the median over the rounds of PyTorch's time divided by ours. The machine is "
         "shared with other work, so compare times within a pair only. *memory* is the peak of "
         "resident memory above what it was after the imports. *GMAC/s* counts the multiply-adds "

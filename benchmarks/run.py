@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks import peak, report, whole_process
 from benchmarks.machine import slug
+from fastgen.cli._machine import usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,6 +37,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7, help="whole processes (%(default)s)")
     parser.add_argument("-k", default="", help="only some pairs, as in pytest; writes no report")
     args = parser.parse_args()
+    load = os.getloadavg()[0]
+    if load > 0.25 * usable_cores():
+        print(
+            f"bench: other programs keep {load:.1f} of {usable_cores()} cores busy; thread pools "
+            "that wait for each other suffer from that more than ours, so the ratios will flatter "
+            "us. Run it again on a quiet machine.",
+            file=sys.stderr,
+        )
     # The whole-process parent must stay small, so it goes first, before anything is loaded here.
     whole = None if args.k else whole_process.measure(args.rounds)
     with tempfile.TemporaryDirectory() as folder:
@@ -48,7 +57,7 @@ def main() -> int:
         if code or args.k:
             return code
         result = slim(json.loads(path.read_text("utf-8")))
-    result |= {"whole_process": whole, "peak": peak.measure()}
+    result |= {"whole_process": whole, "peak": peak.measure(), "load_before": round(load, 2)}
     day = datetime.date.today().isoformat()
     target = report.RESULTS / f"{slug()}-{day}.json"
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -103,8 +103,7 @@ ConvSpec conv(const py::handle& o) {
 
 ValueShape value_shape(const py::handle& item) {
   const auto t = item.cast<py::tuple>();
-  if (t.size() != 6)
-    throw std::invalid_argument("a value is (n, c, h, w, planar, offset)");
+  if (t.size() != 6) throw std::invalid_argument("a value is (n, c, h, w, planar, offset)");
   return {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>(),
           t[3].cast<int64_t>(), t[4].cast<bool>(),    t[5].cast<int64_t>()};
 }
@@ -148,8 +147,8 @@ void run_image(Engine& engine, const PlanHandle& handle, int input, int output,
                bool bgr) {
   const bool is_byte = py::isinstance<py::array_t<uint8_t>>(photo);
   const auto fits = [&](const py::array& a) {
-    const bool type = is_byte ? py::isinstance<py::array_t<uint8_t>>(a)
-                              : py::isinstance<py::array_t<float>>(a);
+    const bool type =
+        is_byte ? py::isinstance<py::array_t<uint8_t>>(a) : py::isinstance<py::array_t<float>>(a);
     return type && a.ndim() == 4 && a.shape(3) == 3 && (a.flags() & py::array::c_style);
   };
   if (!fits(photo) || !fits(out) || !out.writeable())
@@ -157,8 +156,12 @@ void run_image(Engine& engine, const PlanHandle& handle, int input, int output,
   for (int axis = 0; axis < 3; ++axis)
     if (photo.shape(axis) != out.shape(axis))
       throw std::invalid_argument("out must have the shape of the image");
-  const ImageIO io{input_range.first,   input_range.second, output_range.first,
-                   output_range.second, strength,           preserve_color,
+  const ImageIO io{input_range.first,
+                   input_range.second,
+                   output_range.first,
+                   output_range.second,
+                   strength,
+                   preserve_color,
                    bgr};
   const void* from = photo.data();
   void* to = out.mutable_data();
@@ -171,30 +174,24 @@ void run_image(Engine& engine, const PlanHandle& handle, int input, int output,
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The C++ engine of the cpu backend. Use fastgen.backends.cpu.";
-  py::class_<PlanHandle>(m, "Plan").def_property_readonly("bytes", [](const PlanHandle& handle) {
-    return Engine::plan_bytes(*handle.plan);
-  });
+  py::class_<PlanHandle>(m, "Plan").def_property_readonly(
+      "bytes", [](const PlanHandle& handle) { return Engine::plan_bytes(*handle.plan); });
   py::class_<Engine>(m, "Engine")
       .def(py::init<int, const std::string&>(), py::arg("threads") = 0, py::arg("isa") = "")
       .def("add_value", &Engine::add_value)
-      .def("add_slot",
-           [](Engine& e, int channels, const py::object& scale, const py::object& shift) {
-             return e.add_slot(channels, floats(scale), floats(shift));
-           },
-           py::arg("channels"), py::arg("scale") = py::none(), py::arg("shift") = py::none())
+      .def(
+          "add_slot",
+          [](Engine& e, int channels, const py::object& scale, const py::object& shift) {
+            return e.add_slot(channels, floats(scale), floats(shift));
+          },
+          py::arg("channels"), py::arg("scale") = py::none(), py::arg("shift") = py::none())
       .def("add_conv", [](Engine& e, const py::object& step) { e.add_conv(conv(step)); })
-      .def("add_copy",
-           [](Engine& e, const std::string& label, const py::object& from, int out) {
-             e.add_copy(label, source(from), out);
-           })
-      .def("add_stats",
-           [](Engine& e, const std::string& label, int value, const py::object& n) {
-             e.add_stats(label, value, norm(n));
-           })
-      .def("add_given",
-           [](Engine& e, const std::string& label, int mean, int var, const py::object& n) {
-             e.add_given(label, mean, var, norm(n));
-           })
+      .def("add_copy", [](Engine& e, const std::string& label, const py::object& from,
+                          int out) { e.add_copy(label, source(from), out); })
+      .def("add_stats", [](Engine& e, const std::string& label, int value,
+                           const py::object& n) { e.add_stats(label, value, norm(n)); })
+      .def("add_given", [](Engine& e, const std::string& label, int mean, int var,
+                           const py::object& n) { e.add_given(label, mean, var, norm(n)); })
       .def("add_pool",
            [](Engine& e, const std::string& label, int value, int out, int kind, int kernel,
               int stride, int padding) {
@@ -209,22 +206,22 @@ PYBIND11_MODULE(_C, m) {
            py::arg("photo"), py::arg("out"), py::arg("input_range"), py::arg("output_range"),
            py::arg("strength"), py::arg("preserve_color"), py::arg("bgr"))
       .def("set_profile", &Engine::set_profile)
-      .def("profile",
-           [](const Engine& e) {
-             py::list result;
-             for (const auto& t : e.profile())
-               result.append(py::make_tuple(
-                   t.label, t.milliseconds,
-                   t.milliseconds > 0 ? t.flops / t.milliseconds * 1e-6 : 0.0));
-             return result;
-           },
-           "[(step, milliseconds, GFLOP/s)] of the last run, when profiling is on.")
+      .def(
+          "profile",
+          [](const Engine& e) {
+            py::list result;
+            for (const auto& t : e.profile())
+              result.append(
+                  py::make_tuple(t.label, t.milliseconds,
+                                 t.milliseconds > 0 ? t.flops / t.milliseconds * 1e-6 : 0.0));
+            return result;
+          },
+          "[(step, milliseconds, GFLOP/s)] of the last run, when profiling is on.")
       .def("release_memory", &Engine::release_memory)
       .def_property_readonly("threads", &Engine::threads)
       .def_property_readonly("isa", &Engine::isa);
-  m.def("value_floats", [](const py::object& shape) {
-    return Engine::value_floats(value_shape(shape));
-  });
+  m.def("value_floats",
+        [](const py::object& shape) { return Engine::value_floats(value_shape(shape)); });
   m.def("default_threads", &fastgen::default_threads);
   m.def("isa_available", &fastgen::isa_available,
         "Instruction sets that this build has and this CPU runs, best first.");

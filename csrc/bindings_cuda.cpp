@@ -28,13 +28,14 @@ void check_sizes(int64_t n, int64_t height, int64_t width, int64_t rows, int64_t
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA device query and image kernels; pointers and streams are integers.";
-  m.def("device_count",
-        [] {
-          std::string error;
-          const int count = fastgen::cuda_device_count(&error);
-          return py::make_tuple(count, error.empty() ? py::object(py::none()) : py::str(error));
-        },
-        "(number of devices, None or the reason why there is none). Never raises.");
+  m.def(
+      "device_count",
+      [] {
+        std::string error;
+        const int count = fastgen::cuda_device_count(&error);
+        return py::make_tuple(count, error.empty() ? py::object(py::none()) : py::str(error));
+      },
+      "(number of devices, None or the reason why there is none). Never raises.");
   m.def("device", [](int index) {
     const fastgen::CudaDevice d = fastgen::cuda_device(index);
     py::dict result;
@@ -45,33 +46,33 @@ PYBIND11_MODULE(_cuda, m) {
   });
   m.def("compiled_archs", &fastgen::cuda_compiled_archs);
   m.def("runtime_version", &fastgen::cuda_runtime_version);
-  m.def("image_load",
-        [](uintptr_t photo, uintptr_t out, int64_t n, int64_t height, int64_t width, int64_t rows,
-           int64_t columns, float low, float high, bool bgr, bool is_byte, uintptr_t stream) {
-          check_sizes(n, height, width, rows, columns);
-          check(fastgen::cuda_image_load(reinterpret_cast<const void*>(photo),
-                                         reinterpret_cast<float*>(out), n, height, width, rows,
-                                         columns, low, high, bgr, is_byte,
-                                         reinterpret_cast<void*>(stream)),
-                "image_load");
-        },
-        py::arg("photo"), py::arg("out"), py::arg("n"), py::arg("height"), py::arg("width"),
-        py::arg("rows"), py::arg("columns"), py::arg("low"), py::arg("high"), py::arg("bgr"),
-        py::arg("is_byte"), py::arg("stream"), py::call_guard<py::gil_scoped_release>());
-  m.def("image_store",
-        [](uintptr_t y, uintptr_t photo, uintptr_t out, int64_t n, int64_t height, int64_t width,
-           int64_t rows, int64_t columns, float low, float high, float strength,
-           bool preserve_color, bool bgr, bool is_byte, uintptr_t stream) {
-          check_sizes(n, height, width, rows, columns);
-          check(fastgen::cuda_image_store(reinterpret_cast<const float*>(y),
-                                          reinterpret_cast<const void*>(photo),
-                                          reinterpret_cast<void*>(out), n, height, width, rows,
-                                          columns, low, high, strength, preserve_color, bgr,
-                                          is_byte, reinterpret_cast<void*>(stream)),
-                "image_store");
-        },
-        py::arg("y"), py::arg("photo"), py::arg("out"), py::arg("n"), py::arg("height"),
-        py::arg("width"), py::arg("rows"), py::arg("columns"), py::arg("low"), py::arg("high"),
-        py::arg("strength"), py::arg("preserve_color"), py::arg("bgr"), py::arg("is_byte"),
-        py::arg("stream"), py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "image_load",
+      [](uintptr_t photo, uintptr_t out, int64_t n, int64_t height, int64_t width, int64_t rows,
+         int64_t columns, float low, float high, bool bgr, bool is_byte, uintptr_t stream) {
+        check_sizes(n, height, width, rows, columns);
+        check(fastgen::cuda_image_load(
+                  reinterpret_cast<const void*>(photo), reinterpret_cast<float*>(out), n, height,
+                  width, rows, columns, low, high, bgr, is_byte, reinterpret_cast<void*>(stream)),
+              "image_load");
+      },
+      py::arg("photo"), py::arg("out"), py::arg("n"), py::arg("height"), py::arg("width"),
+      py::arg("rows"), py::arg("columns"), py::arg("low"), py::arg("high"), py::arg("bgr"),
+      py::arg("is_byte"), py::arg("stream"), py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "image_store",
+      [](uintptr_t y, uintptr_t photo, uintptr_t out, int64_t n, int64_t height, int64_t width,
+         int64_t rows, int64_t columns, float low, float high, float strength, bool preserve_color,
+         bool bgr, bool is_byte, uintptr_t stream) {
+        check_sizes(n, height, width, rows, columns);
+        check(fastgen::cuda_image_store(
+                  reinterpret_cast<const float*>(y), reinterpret_cast<const void*>(photo),
+                  reinterpret_cast<void*>(out), n, height, width, rows, columns, low, high,
+                  strength, preserve_color, bgr, is_byte, reinterpret_cast<void*>(stream)),
+              "image_store");
+      },
+      py::arg("y"), py::arg("photo"), py::arg("out"), py::arg("n"), py::arg("height"),
+      py::arg("width"), py::arg("rows"), py::arg("columns"), py::arg("low"), py::arg("high"),
+      py::arg("strength"), py::arg("preserve_color"), py::arg("bgr"), py::arg("is_byte"),
+      py::arg("stream"), py::call_guard<py::gil_scoped_release>());
 }

@@ -106,9 +106,9 @@ def _check_array_dtype(dtype: np.dtype[Any]) -> None:
     native = dtype.newbyteorder("=")
     if native == np.uint8 or native == _UINT16 or native in _FLOATS:
         return
-    if dtype == bool:
+    if dtype.kind == "b":
         remedy = "multiply a mask by 255 and convert it to uint8"
-    elif dtype == object:
+    elif dtype.kind == "O":
         remedy = "stack images of one size into one array"
     elif dtype.kind in "iu":
         remedy = "convert it with astype(numpy.uint8) if the values are 0..255"

@@ -154,9 +154,7 @@ def _open(path: str, file: io.BufferedReader, head: bytes) -> PILImage.Image:
     try:
         module = import_module(f"PIL.{plugin[0]}")
     except ImportError:
-        raise ImageError(
-            f"{path}: this Pillow has no {plugin[0]}; pip install -U pillow"
-        ) from None
+        raise ImageError(f"{path}: this Pillow has no {plugin[0]}; pip install -U pillow") from None
     try:
         # The class itself instead of Image.open: that imports every plugin and has a limit of its
         # own, which only a process-wide setting could raise.
@@ -337,7 +335,9 @@ def encode(image: PILImage.Image, suffix: str) -> bytes:
     if image.mode == "RGBA" and suffix not in _HOLD_ALPHA:
         low = image.getchannel("A").getextrema()[0]
         if low != 255:
-            raise ImageError(f"{kind} cannot hold the transparency of the image; write .png instead")
+            raise ImageError(
+                f"{kind} cannot hold the transparency of the image; write .png instead"
+            )
         image = image.convert("RGB")
     import_module(f"PIL.{plugin}")
     buffer = io.BytesIO()

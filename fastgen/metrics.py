@@ -11,7 +11,9 @@ __all__ = ["max_abs", "psnr", "ssim"]
 
 def _pair(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if a.shape != b.shape or a.size == 0:
-        raise ValueError(f"images have the shapes {a.shape} and {b.shape}, must be equal, not empty")
+        raise ValueError(
+            f"images have the shapes {a.shape} and {b.shape}, must be equal, not empty"
+        )
     return np.asarray(a, np.float64), np.asarray(b, np.float64)
 
 

@@ -28,7 +28,8 @@ def array(image: Image.Image) -> np.ndarray:
 def test_path_and_pillow_give_pillow(
     paint: fastgen.Stylizer, example_photo: Path, tmp_path: Path
 ) -> None:
-    image = Image.open(example_photo)
+    with Image.open(example_photo) as image:
+        image.load()
     expected = paint(array(image))
     for given in (str(example_photo), example_photo, image):
         result = paint(given)

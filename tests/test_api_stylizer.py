@@ -205,7 +205,9 @@ def test_every_shipped_style_loads_and_has_a_card() -> None:
         card = styles.style_card(name)
         assert card["sha256"] == ckpt.meta["sha256"], name
         assert styles.style_path(name).stat().st_size < 4e6, name
-        for key in ("painting", "artist", "year", "licence"):
+        for key in ("title", "artist", "year", "terms"):
+            assert card["painting"].get(key), f"{name}: {key}"
+        for key in ("licence", "photos", "loss_network", "training"):
             assert card.get(key), f"{name}: {key}"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,12 @@ def photo(height: int = 24, width: int = 36, channels: int = 3, seed: int = 1) -
     fine = rng.integers(-20, 21, (height, width, channels))
     smooth = coarse.repeat(4, 0).repeat(4, 1)[:height, :width]
     return np.clip(smooth + fine, 0, 255).astype(np.uint8)
+
+
+def read(path: Path) -> np.ndarray:
+    """The pixels of an image file as Pillow reads them."""
+    with Image.open(path) as image:
+        return np.asarray(image)
 
 
 @pytest.fixture(scope="module")

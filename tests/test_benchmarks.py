@@ -84,6 +84,7 @@ def _result() -> dict[str, Any]:
         "benchmarks": benchmarks,
         "machine_info": machine.describe(),
         "datetime": "2026-01-02T03:04:05",
+        "load_before": 0.25,
         "peak": {"avx2": {"gmac_s": 30.0, "copy_gb_s": 10.0}},
         "whole_process": {
             **{"fastgen": side, "torch": side, "speedup": 4.0},
@@ -94,7 +95,16 @@ def _result() -> dict[str, Any]:
 
 def test_report_says_what_was_measured() -> None:
     text = report.page(_result(), "benchmarks/results/x.json")
-    for expected in ("2.50x", "1.25x", "10 / 70 MiB", "4.00x", "64 MiB", "2026-01-02", "x.json"):
+    for expected in (
+        "2.50x",
+        "1.25x",
+        "10 / 70 MiB",
+        "4.00x",
+        "64 MiB",
+        "2026-01-02",
+        "x.json",
+        "0.2 cores",
+    ):
         assert expected in text
     readme = report.fill(f"a\n{report.BEGIN}\nold\n{report.END}\nb\n", "new")
     assert readme == f"a\n{report.BEGIN}\nnew\n{report.END}\nb\n"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
-from test_api_types import photo
+from test_api_types import photo, read
 from test_bad_input import png_header
 from tiny import save_tiny, tiny_checkpoint
 
@@ -62,7 +62,7 @@ def test_one_photo(folder: Path, style: str) -> None:
     assert result.stdout.startswith(f"{out}  30x20")
     assert result.stderr == ""
     expected = fastgen.stylize(photo(20, 30, seed=0), style, strength=0.5)
-    np.testing.assert_array_equal(np.asarray(Image.open(out)), expected)
+    np.testing.assert_array_equal(read(out), expected)
     assert os.listdir(out.parent) == ["out.png"]
 
 
@@ -81,9 +81,9 @@ def test_options(folder: Path, style: str) -> None:
     assert (file["input"], file["output"]) == (str(folder / "in/a.png"), str(out))
     assert (file["width"], file["height"]) == (15, 10)
     assert file["seconds"] > 0
-    small = Image.open(folder / "in/a.png").resize((15, 10), Image.Resampling.LANCZOS)
+    small = Image.fromarray(read(folder / "in/a.png")).resize((15, 10), Image.Resampling.LANCZOS)
     expected = fastgen.stylize(np.asarray(small), style, preserve_color=True)
-    assert np.abs(np.asarray(Image.open(out)).astype(int) - expected.astype(int)).max() <= 1
+    assert np.abs(read(out).astype(int) - expected.astype(int)).max() <= 1
 
 
 def test_folder(folder: Path, style: str) -> None:
@@ -96,7 +96,9 @@ def test_folder(folder: Path, style: str) -> None:
 
 def test_pattern_and_several_inputs(folder: Path, style: str) -> None:
     out = folder / "out"
-    result = run(folder / "in/*.png", folder / "in/b.jpg", folder / "in/a.png", "-o", out, "-s", style)
+    result = run(
+        folder / "in/*.png", folder / "in/b.jpg", folder / "in/a.png", "-o", out, "-s", style
+    )
     assert result.exit_code == 0, result.output
     assert tree(out) == ["a.png", "b.jpg"]
     result = run(folder / "in/**/*.png", "-o", folder / "deep", "-s", style)
@@ -122,19 +124,28 @@ def test_names_with_wildcard_characters(folder: Path, style: str) -> None:
 def test_a_bad_file_does_not_stop_the_others(folder: Path, style: str) -> None:
     (folder / "in/a.jpg").write_text("text")
     (folder / "in/b2.png").write_bytes(png_header(30_000, 30_000))
-    result = run(folder / "in", folder / "gone.png", folder / "x*.png", "-o", folder / "out", "-s", style)
+    result = run(
+        folder / "in", folder / "gone.png", folder / "x*.png", "-o", folder / "out", "-s", style
+    )
     assert result.exit_code == 1
     assert tree(folder / "out") == ["a.png", "b.jpg", "c.png"]
     errors = result.stderr.splitlines()
     assert len(errors) == 4
     assert all(line.startswith("error: ") for line in errors)
-    for text in ("a.jpg: not an image", "b2.png: 30000x30000", "gone.png: no such", "no file match"):
+    for text in (
+        "a.jpg: not an image",
+        "b2.png: 30000x30000",
+        "gone.png: no such",
+        "no file match",
+    ):
         assert any(text in line for line in errors), text
 
 
 def test_json_of_failures(folder: Path, style: str) -> None:
     (folder / "in/a.jpg").write_text("text")
-    result = run(folder / "in/a.jpg", folder / "gone.png", "-o", folder / "out", "-s", style, "--json")
+    result = run(
+        folder / "in/a.jpg", folder / "gone.png", "-o", folder / "out", "-s", style, "--json"
+    )
     assert result.exit_code == 1
     files = json.loads(result.stdout)["files"]
     assert {Path(f["input"]).name for f in files} == {"a.jpg", "gone.png"}
@@ -205,7 +216,15 @@ def test_failures(folder: Path, style: str) -> None:
     fails(1, "is of the kind 'superres'", a, "-o", out, "-s", other)
     fails(1, "not a safetensors file", a, "-o", out, "-s", a)
     Image.new("RGBA", (8, 8), (1, 2, 3, 4)).save(folder / "in/alpha.png")
-    fails(1, "cannot hold the transparency", folder / "in/alpha.png", "-o", folder / "o.jpg", "-s", style)
+    fails(
+        1,
+        "cannot hold the transparency",
+        folder / "in/alpha.png",
+        "-o",
+        folder / "o.jpg",
+        "-s",
+        style,
+    )
     assert not out.exists()
 
 
@@ -214,7 +233,9 @@ def test_output_that_cannot_be_written(folder: Path, style: str) -> None:
     (folder / "file").touch()
     fails(1, "cannot be written", a, "-o", folder / "file/o.png", "-s", style)
     (folder / "dir.png").mkdir()
-    assert run(a, "-o", folder / "dir.png", "-s", style).exit_code == 0  # a folder, whatever its name
+    assert (
+        run(a, "-o", folder / "dir.png", "-s", style).exit_code == 0
+    )  # a folder, whatever its name
     assert tree(folder / "dir.png") == ["a.png"]
     os.mkfifo(folder / "pipe.png")
     fails(1, "not a regular file", a, "-o", folder / "pipe.png", "-s", style)
@@ -281,7 +302,7 @@ def test_process_exit_codes_and_no_torch(folder: Path, style: str) -> None:
         [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "False\n")
-    assert Image.open(folder / "o.png").size == (30, 20)
+    assert read(folder / "o.png").shape == (20, 30, 3)
 
 
 def test_ctrl_c(folder: Path, style: str) -> None:
@@ -305,10 +326,10 @@ def test_ctrl_c(folder: Path, style: str) -> None:
     assert process.returncode == 130, errors
     assert errors.strip() == "interrupted"
     files = tree(out)
-    assert 2 < len(files) < 150
+    assert 1 < len(files) < 150  # the third may have been a temporary name
     assert all(name.endswith(".png") and not name.startswith(".") for name in files)
     for name in files:
-        Image.open(out / name).load()
+        assert read(out / name).shape == (300, 400, 3)
 
 
 def test_traceback_only_with_debug(folder: Path) -> None:
@@ -330,4 +351,4 @@ def test_checkpoint_written_by_the_api_is_the_one_that_runs(folder: Path) -> Non
     result = run(folder / "in/a.png", "-o", folder / "o.png", "-s", path, "--json")
     assert json.loads(result.stdout)["sha256"] == fastgen.load_style(path).meta["sha256"]
     expected = fastgen.Stylizer(tiny_checkpoint(seed=4))(photo(20, 30, seed=0))
-    np.testing.assert_array_equal(np.asarray(Image.open(folder / "o.png")), expected)
+    np.testing.assert_array_equal(read(folder / "o.png"), expected)

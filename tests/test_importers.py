@@ -203,7 +203,10 @@ def without(state: dict[str, Tensor], key: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda s: without(s, "res3.conv1.conv2d.bias"), "missing weights: 'res3.conv1.conv2d.bias'"),
+        (
+            lambda s: without(s, "res3.conv1.conv2d.bias"),
+            "missing weights: 'res3.conv1.conv2d.bias'",
+        ),
         (lambda s: without(s, "conv1.conv2d.weight"), "'conv1.conv2d.weight' is missing"),
         (lambda s: s | {"extra.weight": torch.zeros(1)}, "unknown weights: 'extra.weight'"),
         (lambda s: s | {"res7.conv1.conv2d.bias": torch.zeros(24)}, "missing weights: 'res6.conv1"),
@@ -213,10 +216,16 @@ def without(state: dict[str, Tensor], key: str) -> dict[str, Tensor]:
             lambda s: s | {"in2.weight": torch.zeros(13)},
             r"'in2.weight' has the shape \(13,\), must be \(12,\)",
         ),
-        (lambda s: s | {"conv1.conv2d.weight": torch.zeros(6, 3, 7, 7)}, r"must be \(width, 3, 9, 9\)"),
+        (
+            lambda s: s | {"conv1.conv2d.weight": torch.zeros(6, 3, 7, 7)},
+            r"must be \(width, 3, 9, 9\)",
+        ),
         (lambda s: s | {"in2.bias": torch.full((12,), torch.nan)}, "'in2.bias' contains NaN"),
         (lambda s: s | {"in2.bias": "text"}, "entry 'in2.bias' is a str, must be a tensor"),
-        (lambda s: {"conv9.weight": torch.zeros(1)}, "unknown format .*supported: pytorch/examples"),
+        (
+            lambda s: {"conv9.weight": torch.zeros(1)},
+            "unknown format .*supported: pytorch/examples",
+        ),
         (lambda s: {}, "holds a dict, not named weights"),
         (lambda s: [1, 2], "holds a list, not named weights"),
     ],

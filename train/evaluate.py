@@ -2,9 +2,10 @@
 
     python -m fastgen.train.evaluate a.safetensors b.safetensors --style painting.jpg -o report.json
 
-The protocol of Johnson et al. 2016, section 4.1: the objective of f_W(x) on held-out photos is placed
-on the curve of the objective that L-BFGS from white noise reaches after each iteration. The objective
-is rebuilt from the checkpoint's provenance, so networks are judged by what they were trained for.
+The protocol of Johnson et al. 2016, section 4.1: the objective of f_W(x) on held-out photos is
+placed on the curve of the objective that L-BFGS from white noise reaches after each iteration. The
+objective is rebuilt from the checkpoint's provenance: networks are judged by what they were trained
+for.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,8 +50,8 @@ def _load(path: Path) -> _Network:
     objective = (checkpoint.meta.get("provenance") or {}).get("objective")
     if checkpoint.meta["kind"] != "style" or not isinstance(objective, dict):
         raise ValueError(
-            f"{path} has no training objective in its provenance; only styles of `fastgen train style` "
-            "can be evaluated"
+            f"{path} has no training objective in its provenance; only styles of `fastgen train "
+            "style` can be evaluated"
         )
     return _Network(path, checkpoint, Weights.from_json(objective), int(objective["style_size"]))
 
@@ -322,4 +322,4 @@ def run(options: EvalStyleOptions) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main("fastgen eval style", EvalStyleOptions, run))
+    main("fastgen eval style", EvalStyleOptions, run)

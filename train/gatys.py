@@ -3,13 +3,12 @@
     python -m fastgen.train.gatys --style painting.jpg --content photo.jpg -o result.png
 
 Gatys et al. 2016 with the objective and the projection of Johnson et al.: start from white noise,
-pixels clamped to [0, 255] after every iteration, at most 500 iterations. It is the yardstick for trained
-networks, and a slow way to try a painting before training.
+pixels clamped to [0, 255] after every iteration, at most 500 iterations. It is the yardstick for
+trained networks, and a slow way to try a painting before training.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,4 +259,4 @@ def write_image(path: Path, image: Tensor) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main("fastgen train gatys", GatysOptions, run))
+    main("fastgen train gatys", GatysOptions, run)

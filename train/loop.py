@@ -132,8 +132,8 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: asked
     finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
+        for key, old in previous.items():
+            signal.signal(key, old)
 
 
 class StateFolder:

@@ -1,6 +1,6 @@
-"""Turns a trained style into a shipped one: fp16 checkpoint, card, and its line in docs/styles.md.
+"""Turns a trained style into a shipped one: fp16 checkpoint, card, and the table of all cards.
 
-    python -m fastgen.train.ship runs/wave.safetensors --name great_wave --title ... -o fastgen/styles
+    python -m fastgen.train.ship wave.safetensors --name great_wave --title ... -o fastgen/styles
 
 Maintainers run this after looking at the pictures; users only need the checkpoint itself.
 """

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,8 +167,8 @@ def match_range(module: GraphModule, photos: Tensor) -> None:
     PyTorch's initial weights give outputs around 0 +- 1; Adam moves each weight by at most the
     learning rate a step and would spend the first hundreds of steps on reaching 0..255. Not the
     whole contrast: an untrained network's picture is noise, which strong is far from any painting.
-    Measured on a half-width network: the style loss of step 200 comes at step 50. Does nothing when the output does not come straight from a
-    convolution.
+    Measured on a half-width network: the style loss of step 200 comes at step 50. Does nothing
+    when the output does not come straight from a convolution.
 
     Args:
         module: Network with one output.
@@ -450,4 +449,4 @@ def run(options: StyleOptions) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main("fastgen train style", StyleOptions, run))
+    main("fastgen train style", StyleOptions, run)

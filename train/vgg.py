@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CAFFE_MEAN = (123.68, 116.779, 103.939)
-TORCHVISION_URLS = ("https://download.pytorch.org/models/vgg16-397923af.pth",)
+TORCHVISION_VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
 
 
 @dataclass(frozen=True)
@@ -256,8 +256,8 @@ class LossNetwork(nn.Module):
             {name: (N, C, h, w)} in the network's precision.
         """
         wanted = set(layers)
-        x = (images * self.gain + self.shift).to(self.dtype)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = images * self.get_buffer("gain") + self.get_buffer("shift")
+        x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
         found: dict[str, Tensor] = {}
         for name, index in self.steps:
             if name == "pool":
@@ -280,21 +280,20 @@ def _default_file() -> Path:
             files = sorted((Path(data) / folder).glob("*.safetensors"))
             if files:
                 return files[0]
-    hub = Path(torch.hub.get_dir()) / "checkpoints"
-    for url in TORCHVISION_URLS:
-        target = hub / url.rsplit("/", 1)[1]
-        if target.exists():
-            return target
+    target = Path(torch.hub.get_dir()) / "checkpoints" / TORCHVISION_VGG16.rsplit("/", 1)[1]
+    if not target.exists():
         try:
-            hub.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(target), hash_prefix="397923af", progress=False)
-            return target
+            target.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(
+                TORCHVISION_VGG16, str(target), hash_prefix="397923af", progress=False
+            )
         except (OSError, RuntimeError) as error:
             raise LossNetworkError(
-                f"no loss network: {url} cannot be fetched ({error}); give --vgg FILE with VGG-16 "
-                "or VGG-19 weights, or set FASTGEN_DATA to a folder with vgg19/*.safetensors"
+                f"no loss network: {TORCHVISION_VGG16} cannot be fetched ({error}); give --vgg "
+                "FILE with VGG-16 or VGG-19 weights, or set FASTGEN_DATA to a folder with "
+                "vgg19/*.safetensors"
             ) from error
-    raise LossNetworkError("no loss network; give --vgg FILE")
+    return target
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,8 +1,30 @@
 #include "arena.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
 
 namespace fastgen {
+
+namespace {
+
+// What this process could have at most: the machine's memory or its container's limit. Systems that
+// overcommit would grant more and then kill the process.
+size_t memory_limit() {
+  const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGE_SIZE);
+  size_t limit = pages > 0 && page > 0 ? static_cast<size_t>(pages) * page : SIZE_MAX;
+  for (const char* path :
+       {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
+    std::ifstream file(path);
+    unsigned long long bytes = 0;
+    if (file >> bytes && bytes > 0) limit = std::min<size_t>(limit, bytes);
+  }
+  return limit;
+}
+
+}  // namespace
 
 void Arena::reserve(size_t bytes) {
   constexpr size_t kHuge = size_t{2} << 20;
@@ -10,7 +32,10 @@ void Arena::reserve(size_t bytes) {
   const bool wasteful = size_ > 4 * bytes && size_ > (size_t{64} << 20);
   if (bytes <= size_ && !wasteful) return;
   release();
-  void* block = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const size_t limit = memory_limit();
+  void* block = bytes > limit ? MAP_FAILED
+                              : mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (block == MAP_FAILED)
     throw OutOfMemory("the cpu backend cannot allocate " + std::to_string(bytes >> 20) +
                       " MiB for this input size; use a smaller image");

@@ -11,8 +11,8 @@ constexpr int64_t kMaxWeights = int64_t{1} << 32;
 
 struct Phase {
   int kh, kw, dy, dx, ry, rx;
-  size_t weights;               // offset of the phase
-  std::vector<size_t> group;    // offset of each output group
+  size_t weights;             // offset of the phase
+  std::vector<size_t> group;  // offset of each output group
 };
 
 class Conv final : public Step {
@@ -37,9 +37,7 @@ class Conv final : public Step {
   void blocked_phase(const Context& c, const Phase& phase, const Tile& t, const PackArgs& pack,
                      float* stats, int64_t* done) const;
   void small_phase(const Context& c, const Phase& phase, const Tile& t, const PackArgs& pack) const;
-  int format() const {
-    return spec_.small ? kPanelPlanar : spec_.inputs <= 4 ? kPanel4 : kPanel16;
-  }
+  int format() const { return spec_.small ? kPanelPlanar : spec_.inputs <= 4 ? kPanel4 : kPanel16; }
   int64_t phase_count(int64_t first, int64_t count, int64_t r, int64_t size) const {
     // domain positions m in [first, first+count) with m*out_stride + r < size
     const int64_t end = size > r ? ceil_div(size - r, spec_.out_stride) : 0;
@@ -56,9 +54,9 @@ class Conv final : public Step {
 void Conv::check() {
   const std::string& l = label;
   require(spec_.inputs >= 1 && spec_.outputs >= 1, l + ": channel count is out of range");
-  require(spec_.stride >= 1 && spec_.stride <= 64 && spec_.out_stride >= 1 &&
-              spec_.out_stride <= 64,
-          l + ": stride is out of range");
+  require(
+      spec_.stride >= 1 && spec_.stride <= 64 && spec_.out_stride >= 1 && spec_.out_stride <= 64,
+      l + ": stride is out of range");
   require(!spec_.small || (spec_.outputs <= 4 && spec_.stride == 1 && spec_.out_stride == 1 &&
                            spec_.norm.slot < 0 && !spec_.flat && spec_.phases.size() == 1),
           l + ": cannot run on the kernel for few outputs");
@@ -186,8 +184,8 @@ void Conv::plan(const Plan& plan, const std::vector<Slot>& slots, const Kernels&
                             : format() == kPanel4 ? 4
                                                   : spec_.inputs;
   // The kernel for few outputs reads whole vectors: one block of slack per row.
-  out->panel_floats = tile_rows * (ceil_div(tile_columns, kBlock) + 1) * kBlock * per_pixel + 256 +
-                      32 * kBlock;
+  out->panel_floats =
+      tile_rows * (ceil_div(tile_columns, kBlock) + 1) * kBlock * per_pixel + 256 + 32 * kBlock;
   const int64_t tiles = images * out->tiles_y * out->tiles_x;
   const int64_t groups = static_cast<int64_t>(groups_.size());
   out->chunks = std::clamp<int64_t>(ceil_div(2 * threads, tiles), 1, groups);
@@ -202,7 +200,8 @@ void Conv::plan(const Plan& plan, const std::vector<Slot>& slots, const Kernels&
 void Conv::blocked_phase(const Context& c, const Phase& phase, const Tile& t, const PackArgs& pack,
                          float* stats, int64_t* done) const {
   const Value& out = c.value(spec_.out);
-  const int64_t height = spec_.flat ? 1 : out.shape.h, width = spec_.flat ? out.shape.n : out.shape.w;
+  const int64_t height = spec_.flat ? 1 : out.shape.h,
+                width = spec_.flat ? out.shape.n : out.shape.w;
   const int64_t rows = phase_count(t.row, t.rows, phase.ry, height);
   const int64_t columns = phase_count(t.column, t.columns, phase.rx, width);
   if (rows <= 0 || columns <= 0) return;
@@ -221,7 +220,8 @@ void Conv::blocked_phase(const Context& c, const Phase& phase, const Tile& t, co
   m.channels = channels;
   m.pixel = channels * spec_.stride;
   m.out = buffer;
-  const float* panel = pack.dst + (phase.dy - low_y_) * pack.dst_row + (phase.dx - low_x_) * channels;
+  const float* panel =
+      pack.dst + (phase.dy - low_y_) * pack.dst_row + (phase.dx - low_x_) * channels;
 
   FinishArgs f{};
   f.tile = buffer;
@@ -359,9 +359,9 @@ void Conv::run(const Context& c) const {
   std::vector<int64_t> counts(per_image, 0);
   for (int64_t part = 0; part < per_image; ++part)
     for (const Phase& phase : phases_)
-      counts[part] += phase_count(part / p.tiles_x * p.tile_rows, p.tile_rows, phase.ry, out.shape.h) *
-                      phase_count(part % p.tiles_x * p.tile_columns, p.tile_columns, phase.rx,
-                                  out.shape.w);
+      counts[part] +=
+          phase_count(part / p.tiles_x * p.tile_rows, p.tile_rows, phase.ry, out.shape.h) *
+          phase_count(part % p.tiles_x * p.tile_columns, p.tile_columns, phase.rx, out.shape.w);
   const int64_t blocks = blocks_of(spec_.outputs);
   c.pool->run(images * blocks, [&](int64_t item, int) {
     const int64_t image = item / blocks, block = item % blocks;

@@ -133,17 +133,17 @@ std::shared_ptr<const Plan> Engine::plan(const std::vector<ValueShape>& values,
   for (const ValueShape& s : values) {
     const int64_t floats = value_floats(s);
     if (s.offset >= 0) {
-      require(s.offset % kAlign == 0 && s.offset <= arena_floats &&
-                  floats <= arena_floats - s.offset,
-              "a value lies outside the arena");
+      require(
+          s.offset % kAlign == 0 && s.offset <= arena_floats && floats <= arena_floats - s.offset,
+          "a value lies outside the arena");
     } else {
       require(-1 - s.offset < externals && s.planar, "a value lies outside the external arrays");
       plan->external_floats[-1 - s.offset] = std::max(plan->external_floats[-1 - s.offset], floats);
     }
     const int64_t plane = s.h * s.w;
-    plan->values.push_back(s.planar ? Value{s, s.c * plane, plane, s.w, 1}
-                                    : Value{s, blocks_of(s.c) * plane * kBlock, plane * kBlock,
-                                            s.w * kBlock, kBlock});
+    plan->values.push_back(
+        s.planar ? Value{s, s.c * plane, plane, s.w, 1}
+                 : Value{s, blocks_of(s.c) * plane * kBlock, plane * kBlock, s.w * kBlock, kBlock});
   }
   const int64_t images = values.empty() ? 0 : values.front().n;
   for (const Slot& slot : impl_->slots) {
@@ -218,9 +218,9 @@ void Engine::run_image(const Plan& plan, int input, int output, const void* phot
                        bool is_byte, int64_t n, int64_t height, int64_t width, const ImageIO& io) {
   impl_->after_fork();
   std::lock_guard<std::mutex> lock(impl_->mutex);
-  require(plan.owner == impl_.get() && plan.externals == 0 &&
-              plan.steps.size() == impl_->steps.size(),
-          "the plan does not take images");
+  require(
+      plan.owner == impl_.get() && plan.externals == 0 && plan.steps.size() == impl_->steps.size(),
+      "the plan does not take images");
   const auto planes = [&](int index) -> const ValueShape& {
     require(index >= 0 && index < impl_->values, "unknown image value");
     const ValueShape& s = plan.values[index].shape;

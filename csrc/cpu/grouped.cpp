@@ -22,10 +22,10 @@ class Grouped final : public Step {
             label + ": kernel is out of range");
     per_in_ = spec_.inputs / spec_.groups;
     per_out_ = spec_.outputs / spec_.groups;
-    require(static_cast<int64_t>(p.weights.size()) ==
-                    int64_t{spec_.outputs} * per_in_ * p.kh * p.kw &&
-                (spec_.bias.empty() || spec_.bias.size() == static_cast<size_t>(spec_.outputs)),
-            label + ": weight has the wrong size");
+    require(
+        static_cast<int64_t>(p.weights.size()) == int64_t{spec_.outputs} * per_in_ * p.kh * p.kw &&
+            (spec_.bias.empty() || spec_.bias.size() == static_cast<size_t>(spec_.outputs)),
+        label + ": weight has the wrong size");
     bias_.resize(blocks_of(spec_.outputs) * kBlock);
     std::copy(spec_.bias.begin(), spec_.bias.end(), bias_.data());
     if (per_in_ != 1 || per_out_ != 1) return;

@@ -70,7 +70,8 @@ inline void image_store_as(const ImageRowArgs& a) {
 template <typename T>
 inline void image_store_mode(const ImageRowArgs& a) {
   const bool mix = a.strength != 1.0f;
-  if (a.preserve_color) return mix ? image_store_as<T, true, true>(a) : image_store_as<T, true, false>(a);
+  if (a.preserve_color)
+    return mix ? image_store_as<T, true, true>(a) : image_store_as<T, true, false>(a);
   return mix ? image_store_as<T, false, true>(a) : image_store_as<T, false, false>(a);
 }
 

@@ -37,11 +37,11 @@ struct PackArgs {
   int pre, combine, post;
   float pre_slope, post_slope;
   int channels;
-  int rows, cols;                  // of the window
-  const int32_t *src_y, *src_x;    // source row and column of every window position; -1: zero
-  const int32_t *res_y, *res_x;    // the same for the residual
+  int rows, cols;                // of the window
+  const int32_t *src_y, *src_x;  // source row and column of every window position; -1: zero
+  const int32_t *res_y, *res_x;  // the same for the residual
   float* dst;
-  int64_t dst_block, dst_row;      // kPanelPlanar: dst_block is the stride of a channel
+  int64_t dst_block, dst_row;  // kPanelPlanar: dst_block is the stride of a channel
   int format;
   // When `store` is not null the loaded values of window rows [y0, y1) and columns [x0, x1) are
   // also written to a blocked tensor with the source's row and column numbers (kPanel16 only).
@@ -57,15 +57,15 @@ struct MicroArgs {
   const float* bias;     // nb*16
   float* out;            // [pixel][nb*16]
   int64_t panel_block, panel_row;
-  int blocks, last;      // input blocks; channels in the last one
+  int blocks, last;  // input blocks; channels in the last one
   int kh, kw;
-  int channels;          // channels per panel pixel: 16 or 4
-  int pixel;             // panel floats between neighbouring outputs: channels*stride
+  int channels;  // channels per panel pixel: 16 or 4
+  int pixel;     // panel floats between neighbouring outputs: channels*stride
 };
 
 // Writes a register tile out, with activation and statistics.
 struct FinishArgs {
-  const float* tile;  // [pixel][nb*16]
+  const float* tile;      // [pixel][nb*16]
   int pixels, nb, valid;  // valid: blocks of the tile that exist in the output
   float* out;
   int64_t out_block, out_pixel;
@@ -73,7 +73,6 @@ struct FinishArgs {
   float slope;
   float* stats;  // per channel block [pivot 16][sum 16][sum of squares 16], or null
   int first;     // the pivot is to be taken from this tile
-  int stream;    // write past the caches
 };
 
 // Convolution with at most 4 output channels: vector lanes run over the pixels of one row.
@@ -97,17 +96,17 @@ struct ImageRowArgs {
   int is_byte;        // uint8, else float32
   int width, padded;  // image_load also writes columns [width, padded) by `index`
   const int32_t* index;
-  float* plane[3];    // R, G, B rows of the model's input or output
-  float low, high;    // the model's range
+  float* plane[3];  // R, G, B rows of the model's input or output
+  float low, high;  // the model's range
   float strength;
   int preserve_color, bgr;
 };
 
 struct Kernels {
   const char* name;
-  int nb;             // most channel blocks of one register tile
-  int pixels[3];      // most pixels of a register tile for 1 and 2 blocks (index = blocks)
-  int small_pixels;   // pixels of one call of `small` that fill the registers
+  int nb;            // most channel blocks of one register tile
+  int pixels[3];     // most pixels of a register tile for 1 and 2 blocks (index = blocks)
+  int small_pixels;  // pixels of one call of `small` that fill the registers
   void (*pack)(const PackArgs&);
   void (*micro)(const MicroArgs&, int pixels, int nb);
   void (*finish)(const FinishArgs&);

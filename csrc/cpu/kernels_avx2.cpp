@@ -2,8 +2,6 @@
 #include <cstdint>
 #include <utility>
 
-#include <immintrin.h>
-
 #include "kernels.h"
 
 #define FASTGEN_VL 8
@@ -15,18 +13,25 @@
 
 namespace fastgen {
 namespace {
-#include "vec.inl"
+#include "image.inl"
 #include "micro.inl"
 #include "pack.inl"
-#include "image.inl"
 }  // namespace
 
 const Kernels* kernels_avx2() {
-  static constexpr Kernels table = {
-      "avx2", FASTGEN_NB, {0, FASTGEN_PIXELS1, FASTGEN_PIXELS2}, FASTGEN_SMALL3* VL,
-      pack,     micro,      finish,    small,
-      moments,  depthwise,  image_load, image_store,
-      peak};
+  static constexpr Kernels table = {"avx2",
+                                    FASTGEN_NB,
+                                    {0, FASTGEN_PIXELS1, FASTGEN_PIXELS2},
+                                    FASTGEN_SMALL3 * VL,
+                                    pack,
+                                    micro,
+                                    finish,
+                                    small,
+                                    moments,
+                                    depthwise,
+                                    image_load,
+                                    image_store,
+                                    peak};
   return &table;
 }
 

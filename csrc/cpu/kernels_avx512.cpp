@@ -2,31 +2,36 @@
 #include <cstdint>
 #include <utility>
 
-#include <immintrin.h>
-
 #include "kernels.h"
 
 #define FASTGEN_VL 16
 #define FASTGEN_NB 2
 #define FASTGEN_PIXELS1 28  // 28 pixels x 1 vector, 1 weight
 #define FASTGEN_PIXELS2 14  // 14 pixels x 2 vectors, 2 weights, 1 input
-#define FASTGEN_SMALL3 8  // vectors of pixels x 3 outputs in the small kernel
+#define FASTGEN_SMALL3 8    // vectors of pixels x 3 outputs in the small kernel
 #define FASTGEN_SMALL4 6
 
 namespace fastgen {
 namespace {
-#include "vec.inl"
+#include "image.inl"
 #include "micro.inl"
 #include "pack.inl"
-#include "image.inl"
 }  // namespace
 
 const Kernels* kernels_avx512() {
-  static constexpr Kernels table = {
-      "avx512", FASTGEN_NB, {0, FASTGEN_PIXELS1, FASTGEN_PIXELS2}, FASTGEN_SMALL3* VL,
-      pack,     micro,      finish,    small,
-      moments,  depthwise,  image_load, image_store,
-      peak};
+  static constexpr Kernels table = {"avx512",
+                                    FASTGEN_NB,
+                                    {0, FASTGEN_PIXELS1, FASTGEN_PIXELS2},
+                                    FASTGEN_SMALL3 * VL,
+                                    pack,
+                                    micro,
+                                    finish,
+                                    small,
+                                    moments,
+                                    depthwise,
+                                    image_load,
+                                    image_store,
+                                    peak};
   return &table;
 }
 

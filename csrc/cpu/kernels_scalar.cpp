@@ -17,18 +17,25 @@
 
 namespace fastgen {
 namespace {
-#include "vec.inl"
+#include "image.inl"
 #include "micro.inl"
 #include "pack.inl"
-#include "image.inl"
 }  // namespace
 
 const Kernels* kernels_scalar() {
-  static constexpr Kernels table = {
-      "scalar", FASTGEN_NB, {0, FASTGEN_PIXELS1, FASTGEN_PIXELS2}, FASTGEN_SMALL3* VL,
-      pack,     micro,      finish,    small,
-      moments,  depthwise,  image_load, image_store,
-      peak};
+  static constexpr Kernels table = {"scalar",
+                                    FASTGEN_NB,
+                                    {0, FASTGEN_PIXELS1, FASTGEN_PIXELS2},
+                                    FASTGEN_SMALL3 * VL,
+                                    pack,
+                                    micro,
+                                    finish,
+                                    small,
+                                    moments,
+                                    depthwise,
+                                    image_load,
+                                    image_store,
+                                    peak};
   return &table;
 }
 

@@ -1,4 +1,5 @@
 // Register-tiled direct convolution. Included inside an instruction set's anonymous namespace.
+#include "vec.inl"
 
 // P pixels x NB channel blocks stay in registers over all inputs and taps; every input value is
 // broadcast and multiplied with NB*16 weights. PS is the pixel stride (0: read it at run time).
@@ -71,16 +72,6 @@ void micro(const MicroArgs& a, int pixels, int nb) {
   micro_stride<1, FASTGEN_PIXELS1>(pixels, a.pixel)(a);
 }
 
-inline void stream(float* p, vf v) {
-#if defined(__AVX512F__)
-  _mm512_stream_ps(p, reinterpret_cast<__m512>(v));
-#elif defined(__AVX__)
-  _mm256_stream_ps(p, reinterpret_cast<__m256>(v));
-#else
-  store(p, v);
-#endif
-}
-
 void finish(const FinishArgs& a) {
   for (int b = 0; b < a.valid; ++b) {
     for (int j = 0; j < VPB; ++j) {
@@ -95,11 +86,7 @@ void finish(const FinishArgs& a) {
       }
       for (int p = 0; p < a.pixels; ++p) {
         const vf y = activate(load(tile + p * step), a.act, a.slope);
-        if (a.stream) {
-          stream(out + p * a.out_pixel, y);
-        } else {
-          store(out + p * a.out_pixel, y);
-        }
+        store(out + p * a.out_pixel, y);
         const vf d = y - pivot;
         sum += d;
         squares += d * d;

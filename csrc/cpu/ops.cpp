@@ -26,9 +26,9 @@ class Copy final : public Step {
     const ValueShape& to = shape_of(plan, out_, label);
     int64_t height, width;
     source_size(plan, source_, &height, &width);
-    require(from.n == to.n && from.c == to.c && height == to.h && width == to.w &&
-                source_.store < 0,
-            label + ": output has the wrong shape");
+    require(
+        from.n == to.n && from.c == to.c && height == to.h && width == to.w && source_.store < 0,
+        label + ": output has the wrong shape");
     fill_maps(plan, source_, 0, height, 0, width, 0, &out->maps);
     const int64_t row_floats = std::max<int64_t>(1, width * blocks_of(to.c) * kBlock);
     out->tile_rows = std::clamp<int64_t>(64 * 1024 / row_floats, 1, height);
@@ -186,7 +186,8 @@ class Pooling final : public Step {
           }
         }
       }
-    const float share = max ? 1.0f : 1.0f / static_cast<float>(std::max<int64_t>(1, (y1 - y0) * (x1 - x0)));
+    const float share =
+        max ? 1.0f : 1.0f / static_cast<float>(std::max<int64_t>(1, (y1 - y0) * (x1 - x0)));
     for (int i = 0; i < kBlock; ++i) to[i] = acc[i] * share;
   }
 
@@ -293,8 +294,9 @@ class Reshape final : public Step {
             StepPlan*) const override {
     const ValueShape& in = shape_of(plan, value_, label);
     const ValueShape& out = shape_of(plan, out_, label);
-    require(!in.planar && !out.planar && in.n == out.n && in.c * in.h * in.w == out.c * out.h * out.w,
-            label + ": output has the wrong shape");
+    require(
+        !in.planar && !out.planar && in.n == out.n && in.c * in.h * in.w == out.c * out.h * out.w,
+        label + ": output has the wrong shape");
   }
 
   void run(const Context& c) const override {

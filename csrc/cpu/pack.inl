@@ -1,5 +1,6 @@
 // Loading a window into a panel: padding, upsampling, cropping by index; normalisation, activation
 // and residual on the way. Included inside an instruction set's anonymous namespace.
+#include "vec.inl"
 
 enum LoadMode { kLoadCopy, kLoadAffine, kLoadAffineRelu, kLoadAffineAdd, kLoadAdd, kLoadAny };
 
@@ -38,8 +39,7 @@ inline float transform1(const PackArgs& a, int c, float x, float res) {
 // One value of channel c, wherever it lies.
 inline float fetch1(const PackArgs& a, int c, int sy, int sx, int ry, int rx) {
   const auto at = [c](const View& v, int y, int x) {
-    const int64_t channel =
-        v.planar ? c * v.block : (c / kBlock) * v.block + c % kBlock;
+    const int64_t channel = v.planar ? c * v.block : (c / kBlock) * v.block + c % kBlock;
     return v.data[channel + y * v.row + x * v.pixel];
   };
   return transform1(a, c, at(a.src, sy, sx), a.combine ? at(a.res, ry, rx) : 0.0f);
@@ -118,10 +118,10 @@ void pack4(const PackArgs& a) {
     } else {
       for (int x = 0; x < a.cols; ++x)
         for (int c = 0; c < a.channels; ++c)
-          dst[x * 4 + c] = a.src_x[x] >= 0 ? fetch1(a, c, a.src_y[y], a.src_x[x],
-                                                    a.combine ? a.res_y[y] : 0,
-                                                    a.combine ? a.res_x[x] : 0)
-                                           : 0.0f;
+          dst[x * 4 + c] = a.src_x[x] >= 0
+                               ? fetch1(a, c, a.src_y[y], a.src_x[x], a.combine ? a.res_y[y] : 0,
+                                        a.combine ? a.res_x[x] : 0)
+                               : 0.0f;
     }
   }
 }

@@ -95,8 +95,7 @@ void check_source(const Plan& plan, const std::vector<Slot>& slots, const Source
   source_size(plan, source, &height, &width);
   if (source.slot >= 0) {
     require(source.slot < static_cast<int>(slots.size()) &&
-                slots[source.slot].channels == shape.c &&
-                plan.slot_images[source.slot] == shape.n,
+                slots[source.slot].channels == shape.c && plan.slot_images[source.slot] == shape.n,
             label + ": statistics do not fit the value");
   }
   if (source.combine != kCombineNone) {
@@ -198,9 +197,11 @@ void write_norm(const Context& context, const NormSpec& norm, int64_t image, int
 
 void geometry(int channels, int format, int64_t span_y, int64_t span_x, int stride, int64_t items,
               int most_pixels, int threads, StepPlan* out) {
-  // The panel shares a 1 MiB (or larger) second-level cache with the weights.
-  constexpr int64_t kPanelFloats = 320 * 1024 / 4;
-  const int64_t per_pixel = format == kPanel16 ? blocks_of(channels) * kBlock
+  // The panel shares a 1 MiB (or larger) second-level cache with the weights; the kernel for few
+  // outputs has next to none, and gains from tall tiles because its windows overlap most.
+  const bool planar = format == kPanelPlanar;
+  const int64_t most_floats = (planar ? 576 : 320) * 1024 / 4;
+  const int64_t per_pixel = format == kPanel16  ? blocks_of(channels) * kBlock
                             : format == kPanel4 ? 4
                                                 : channels;
   const int64_t height = out->domain_rows, width = out->domain_columns;
@@ -210,7 +211,7 @@ void geometry(int channels, int format, int64_t span_y, int64_t span_x, int stri
   // Columns: the fewest strips in which a useful number of rows fits.
   const int64_t wanted_rows = std::min(height, std::max<int64_t>(4, span_y - 1));
   int64_t strips = 1;
-  while (panel(wanted_rows, ceil_div(width, strips)) > kPanelFloats &&
+  while (panel(wanted_rows, ceil_div(width, strips)) > most_floats &&
          ceil_div(width, strips) > 2 * most_pixels)
     ++strips;
   int64_t columns = ceil_div(width, strips);
@@ -218,10 +219,10 @@ void geometry(int channels, int format, int64_t span_y, int64_t span_x, int stri
   out->tile_columns = columns;
   out->tiles_x = ceil_div(width, columns);
   int64_t rows = 1;
-  while (rows < height && rows < 64 && panel(rows + 1, columns) <= kPanelFloats) ++rows;
+  while (rows < height && rows < 64 && panel(rows + 1, columns) <= most_floats) ++rows;
   // Enough tiles for an even split. The number does not depend on the threads up to 8 of them, so
   // that statistics, which are summed tile by tile, are the same for any such number.
-  const int64_t wanted = std::max<int64_t>(32, 4 * threads);
+  const int64_t wanted = planar ? 8 * threads : std::max<int64_t>(32, 4 * threads);
   const int64_t least = std::max<int64_t>(2, span_y - 1);
   while (rows > least && items * out->tiles_x * ceil_div(height, rows) < wanted) --rows;
   rows = ceil_div(height, ceil_div(height, rows));

@@ -1,5 +1,6 @@
 // Portable vectors of FASTGEN_VL floats (GCC and Clang vector extensions). Included inside the
 // anonymous namespace of one instruction set's translation unit, so no symbol can leak to another.
+#pragma once
 
 constexpr int VL = FASTGEN_VL;
 constexpr int VPB = kBlock / VL;  // vectors per channel block

@@ -96,8 +96,8 @@ int cuda_image_load(const void* photo, float* out, int64_t n, int64_t height, in
                                             width, rows, columns, (high - low) / 255.0f, low,
                                             first);
   } else {
-    load_kernel<<<blocks, kThreads, 0, s>>>(static_cast<const float*>(photo), out, n, height,
-                                            width, rows, columns, high - low, low, first);
+    load_kernel<<<blocks, kThreads, 0, s>>>(static_cast<const float*>(photo), out, n, height, width,
+                                            rows, columns, high - low, low, first);
   }
   return cudaGetLastError();
 }

@@ -14,17 +14,30 @@ or, where that is not possible, by a copy step.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from fastgen.backends._steps import (
+    ConvStep,
+    CopyStep,
+    GivenStep,
+    Lowered,
+    Norm,
+    Phase,
+    PlainStep,
+    Slot,
+    Source,
+    StatsStep,
+    Step,
+    View,
+)
 from fastgen.errors import GraphError
 from fastgen.graph import Graph, Node
 
-__all__ = ["Lowered", "Norm", "Phase", "Slot", "Source", "Step", "check_weights", "lower"]
+__all__ = ["ACTIVATIONS", "check_weights", "lower"]
 
-BLOCK = 16  # channels per block of the engine's layout
 FEW = 4  # most outputs of the kernel whose vector lanes run over pixels
 
 ACTIVATIONS = {"none": 0, "relu": 1, "leaky_relu": 2, "tanh": 3, "sigmoid": 4}
@@ -33,178 +46,7 @@ _UPSAMPLE, _CROP, _PAD_ZEROS, _PAD_REFLECT = range(4)
 _ZEROS, _REFLECT, _REPEAT = range(3)
 _POOLS = {"max": 0, "avg": 1, "global_avg": 2}
 
-View = tuple[int, int, int, int, int]  # kind, left (or factor), right, top, bottom
 Array = np.ndarray
-
-
-@dataclass(frozen=True)
-class Source:
-    """How a value is read. Numbers index the lowered values and slots; -1 is none."""
-
-    value: int
-    slot: int = -1
-    pre: int = 0
-    pre_slope: float = 0.0
-    combine: int = 0
-    residual: int = -1
-    post: int = 0
-    post_slope: float = 0.0
-    views: tuple[View, ...] = ()
-    residual_views: tuple[View, ...] = ()
-    store: int = -1
-
-    @property
-    def arithmetic(self) -> bool:
-        """Whether reading computes anything."""
-        return self.slot >= 0 or bool(self.pre or self.combine or self.post)
-
-    @property
-    def trivial(self) -> bool:
-        """Whether the value is simply what lies in memory."""
-        return not self.arithmetic and not self.views
-
-    def reads(self) -> list[int]:
-        """Values that are read."""
-        return [self.value] + ([self.residual] if self.combine else [])
-
-
-@dataclass
-class Norm:
-    """Statistics of a value as scale and shift: ``weight/sqrt(var+eps)``, ``bias-mean*scale``."""
-
-    slot: int
-    eps: float
-    weight: Array | None = None
-    bias: Array | None = None
-
-
-@dataclass
-class Slot:
-    """Scale and shift per image and channel; arrays when they are known beforehand."""
-
-    channels: int
-    scale: Array | None = None
-    shift: Array | None = None
-
-
-@dataclass
-class Phase:
-    """Taps of a convolution that give the outputs (ry + i*out_stride, rx + j*out_stride)."""
-
-    weight: Array  # (outputs, inputs/groups, kh, kw)
-    dy: int
-    dx: int
-    ry: int = 0
-    rx: int = 0
-
-
-@dataclass
-class Step:
-    """One fused operation."""
-
-    label: str
-    out: int = -1
-
-    def reads(self) -> list[int]:
-        """Values that are read."""
-        return []
-
-    def writes(self) -> list[int]:
-        """Values that are written."""
-        return [self.out] if self.out >= 0 else []
-
-
-@dataclass
-class ConvStep(Step):
-    """Convolution, transposed convolution (as phases) or linear layer (``flat``)."""
-
-    source: Source = field(default_factory=lambda: Source(-1))
-    inputs: int = 0
-    outputs: int = 0
-    groups: int = 1
-    stride: int = 1
-    out_stride: int = 1
-    pad_mode: int = _ZEROS
-    phases: list[Phase] = field(default_factory=list)
-    bias: Array | None = None
-    act: int = 0
-    slope: float = 0.0
-    norm: Norm | None = None
-    small: bool = False
-    flat: bool = False
-
-    def reads(self) -> list[int]:
-        return self.source.reads()
-
-    def writes(self) -> list[int]:
-        return [self.out] + ([self.source.store] if self.source.store >= 0 else [])
-
-    def fold(self, scale: Array, shift: Array) -> None:
-        """Folds ``y * scale + shift`` (per channel) into weights and bias."""
-        for phase in self.phases:
-            phase.weight = phase.weight * scale[:, None, None, None]
-        bias = np.zeros(self.outputs) if self.bias is None else self.bias
-        self.bias = bias * scale + shift
-
-
-@dataclass
-class CopyStep(Step):
-    """Writes a source to memory."""
-
-    source: Source = field(default_factory=lambda: Source(-1))
-
-    def reads(self) -> list[int]:
-        return self.source.reads()
-
-
-@dataclass
-class StatsStep(Step):
-    """Instance statistics of a value in memory."""
-
-    value: int = -1
-    norm: Norm | None = None
-
-    def reads(self) -> list[int]:
-        return [self.value]
-
-
-@dataclass
-class GivenStep(Step):
-    """Scale and shift from mean and variance that are values."""
-
-    mean: int = -1
-    var: int = -1
-    norm: Norm | None = None
-
-    def reads(self) -> list[int]:
-        return [self.mean, self.var]
-
-
-@dataclass
-class PlainStep(Step):
-    """pool, concat, broadcast or reshape of values in memory."""
-
-    op: str = ""
-    values: list[int] = field(default_factory=list)
-    pool: tuple[int, int, int, int] = (0, 1, 1, 0)  # kind, kernel, stride, padding
-
-    def reads(self) -> list[int]:
-        return list(self.values)
-
-
-@dataclass
-class Lowered:
-    """The steps of a graph.
-
-    ``values[i]`` is the name of the graph value whose shape engine value i has, and whether it is
-    planar (N,C,H,W) rather than blocked (N,C/16,H,W,16).
-    """
-
-    values: list[tuple[str, bool]]
-    slots: list[Slot]
-    steps: list[Step]
-    inputs: dict[str, int]
-    outputs: dict[str, int]
 
 
 def check_weights(graph: Graph, weights: Mapping[str, Any]) -> dict[str, Array]:
@@ -341,10 +183,9 @@ class _Lowering:
         covers = kernel >= step.stride and padding >= step.stride - 1
         storing = dense and not step.small and step.inputs > FEW and covers
         step.source = self.load(name, storing)
-        views = step.source.views
-        if dense and not step.small and views and views[-1][:2] == (_UPSAMPLE, 2):
-            if (kernel, step.stride, padding) == (3, 1, 1):
-                self.split_upsampling(step, weight)
+        doubled = any(view[:2] == (_UPSAMPLE, 2) for view in step.source.views[-1:])
+        if doubled and dense and not step.small and (kernel, step.stride, padding) == (3, 1, 1):
+            self.split_upsampling(step, weight)
         self.write_conv(node.name, step)
 
     def load(self, name: str, storing: bool) -> Source:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastgen.backends import ImageIO, _lower, check_image_batch, padded_size
+from fastgen.backends import ImageIO, _steps, check_image_batch, padded_size
+from fastgen.backends._lower import lower
 from fastgen.errors import BackendUnavailable, GraphError
 from fastgen.graph import Graph
 
@@ -72,11 +73,11 @@ class Runner:
         if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
             raise ValueError(f"threads is {threads!r}, must be an integer in 1..1024 or None")
         self.graph = graph
-        self._lowered = _lower.lower(graph, weights)
+        self._lowered = lower(graph, weights)
         self._engine = _extension().Engine(threads=threads or 0, isa=isa or "")
         _build(self._engine, self._lowered)
         for step in self._lowered.steps:  # the engine holds its own packed weights
-            if isinstance(step, _lower.ConvStep):
+            if isinstance(step, _steps.ConvStep):
                 step.phases = []
         self._plans: OrderedDict[Any, Any] = OrderedDict()
         self._closed = False
@@ -143,7 +144,9 @@ class Runner:
             name: array if array.flags.c_contiguous and array.flags.aligned else array.copy("C")
             for name, array in results.items()
         }
-        self._engine.run(plan, [arrays[name] for name in self._lowered.inputs] + [*written.values()])
+        self._engine.run(
+            plan, [arrays[name] for name in self._lowered.inputs] + [*written.values()]
+        )
         for name, array in written.items():
             if array is not results[name]:
                 results[name][...] = array
@@ -213,7 +216,7 @@ class Runner:
 
 
 def plan_values(
-    lowered: _lower.Lowered, shapes: Mapping[str, tuple[int, ...]], external: bool
+    lowered: _steps.Lowered, shapes: Mapping[str, tuple[int, ...]], external: bool
 ) -> tuple[list[tuple[int, int, int, int, bool, int]], int, int]:
     """Places all values in one arena; values that are never alive together may share memory.
 
@@ -237,9 +240,10 @@ def plan_values(
             ends[index] = max(position, ends.get(index, position))
     outside = [*lowered.inputs.values(), *lowered.outputs.values()] if external else []
     offsets = {index: -1 - i for i, index in enumerate(outside)}
-    full = [
-        (*(tuple(shapes[name]) + (1, 1))[:4], planar) for name, planar in lowered.values
-    ]
+    full = []
+    for name, planar in lowered.values:
+        n, c, h, w = (*shapes[name], 1, 1)[:4]
+        full.append((n, c, h, w, planar))
     sizes = [-(-floats_of((*shape, 0)) // 16) * 16 for shape in full]
     placed: list[int] = []
     total = 0
@@ -263,22 +267,22 @@ def plan_values(
     return [(*full[i], offsets[i]) for i in range(len(full))], total, len(outside)
 
 
-def _build(engine: Any, lowered: _lower.Lowered) -> None:
+def _build(engine: Any, lowered: _steps.Lowered) -> None:
     """Gives the steps to the engine, which packs the weights."""
     for _ in lowered.values:
         engine.add_value()
     for slot in lowered.slots:
         engine.add_slot(slot.channels, slot.scale, slot.shift)
     for step in lowered.steps:
-        if isinstance(step, _lower.ConvStep):
+        if isinstance(step, _steps.ConvStep):
             engine.add_conv(step)
-        elif isinstance(step, _lower.CopyStep):
+        elif isinstance(step, _steps.CopyStep):
             engine.add_copy(step.label, step.source, step.out)
-        elif isinstance(step, _lower.StatsStep):
+        elif isinstance(step, _steps.StatsStep):
             engine.add_stats(step.label, step.value, step.norm)
-        elif isinstance(step, _lower.GivenStep):
+        elif isinstance(step, _steps.GivenStep):
             engine.add_given(step.label, step.mean, step.var, step.norm)
-        elif isinstance(step, _lower.PlainStep):
+        elif isinstance(step, _steps.PlainStep):
             if step.op == "pool":
                 engine.add_pool(step.label, step.values[0], step.out, *step.pool)
             elif step.op == "concat":

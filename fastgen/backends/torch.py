@@ -298,10 +298,7 @@ class Runner:
         named = inputs if isinstance(inputs, Mapping) else {self.graph.inputs[0].name: inputs}
         as_numpy = any(isinstance(v, np.ndarray) for v in named.values())
         self.graph.infer_shapes({k: tuple(v.shape) for k, v in named.items()})
-        tensors = {
-            k: _tensor(v) if isinstance(v, np.ndarray) else v
-            for k, v in named.items()
-        }
+        tensors = {k: _tensor(v) if isinstance(v, np.ndarray) else v for k, v in named.items()}
         result = self._forward({k: v.to(torch.float32) for k, v in tensors.items()})
 
         def give(tensor: Tensor) -> Any:

@@ -48,7 +48,9 @@ class Commands(click.Group):
         self._table = table
         if name == "fastgen":
             self.params = [
-                click.Option(["--debug"], is_flag=True, help="Show tracebacks.", expose_value=False),
+                click.Option(
+                    ["--debug"], is_flag=True, help="Show tracebacks.", expose_value=False
+                ),
                 click.Option(
                     ["--version"],
                     is_flag=True,

@@ -33,7 +33,9 @@ class _Peer(click.ParamType):
 
 
 @click.command()
-@click.option("-s", "--style", default="starry_night", show_default=True, help="Name or checkpoint.")
+@click.option(
+    "-s", "--style", default="starry_night", show_default=True, help="Name or checkpoint."
+)
 @click.option(
     "--size",
     "sizes",
@@ -51,7 +53,9 @@ class _Peer(click.ParamType):
     help="What is measured against PyTorch (repeatable); every other backend otherwise.",
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of each; all cores otherwise.")
-@click.option("--seconds", type=click.FloatRange(0), default=10.0, show_default=True, help="A size.")
+@click.option(
+    "--seconds", type=click.FloatRange(0), default=10.0, show_default=True, help="A size."
+)
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="At least.")
 @click.option("--json", "as_json", is_flag=True, help="Print all rounds as JSON.")
 def bench(

@@ -22,7 +22,9 @@ GATES: dict[str, dict[str, float]] = {
 
 
 @click.command()
-@click.option("-s", "--style", "styles", multiple=True, help="Name or checkpoint; all shipped else.")
+@click.option(
+    "-s", "--style", "styles", multiple=True, help="Name or checkpoint; all shipped else."
+)
 @click.option(
     "--photos",
     type=click.Path(path_type=Path),
@@ -54,7 +56,9 @@ def parity(
     backends.get("torch")  # the reference; says how to install it
     chosen = styles or tuple(list_styles())
     if not chosen:
-        raise click.UsageError("no style is shipped with this build; name a checkpoint with --style")
+        raise click.UsageError(
+            "no style is shipped with this build; name a checkpoint with --style"
+        )
     pictures = _pictures(photos, max_side)
     rows: list[dict[str, Any]] = []
     for style in chosen:

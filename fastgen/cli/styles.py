@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
 import click
 
@@ -17,7 +18,7 @@ def styles(pattern: str, as_json: bool) -> int:
     """List the shipped styles whose names match PATTERN ('*.small', say)."""
     from fastgen.styles import list_styles, style_card, style_path
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in list_styles(pattern):
         path = style_path(name)
         rows.append({"name": name, "bytes": os.path.getsize(path), "path": str(path)})
@@ -30,8 +31,8 @@ def styles(pattern: str, as_json: bool) -> int:
         return 0 if pattern == "*" else 1
     width = max(len(row["name"]) for row in rows)
     for row in rows:
-        card = row["card"]
-        known = [str(card[key]) for key in ("painting", "artist", "year") if card.get(key)]
+        painting = row["card"].get("painting", {})
+        known = [str(painting[k]) for k in ("title", "artist", "year") if painting.get(k)]
         line = f"{row['name']:<{width}}  {row['bytes'] / 1e6:5.2f} MB  {', '.join(known)}"
         click.echo(line.rstrip())
     return 0

@@ -32,7 +32,9 @@ _WILD = "*?["
 @click.option(
     "-o", "--output", required=True, metavar="OUT", help="File for one photo, folder for several."
 )
-@click.option("-s", "--style", default="starry_night", show_default=True, help="Name or checkpoint.")
+@click.option(
+    "-s", "--style", default="starry_night", show_default=True, help="Name or checkpoint."
+)
 @click.option("--strength", type=float, default=1.0, show_default=True, help="0 photo, 1 painting.")
 @click.option("--preserve-color", is_flag=True, help="Keep the colours of the photo.")
 @click.option("--max-side", type=click.IntRange(1), help="Shrink photos to this longer side first.")
@@ -73,7 +75,7 @@ def stylize(
         raise click.UsageError(str(error)) from None
     photos, failures = expand(inputs)
     jobs = plan(photos, output, _wants_folder(inputs, output)) if photos else []
-    for name, text in failures:
+    for _, text in failures:
         report(text)
     records: list[dict[str, Any]] = [{"input": n, "error": t} for n, t in failures]
     info: dict[str, Any] = {}

@@ -92,11 +92,12 @@ def load_style(name_or_path: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
         CheckpointError: the file is damaged or foreign.
         OSError: the file cannot be read.
     """
-    from fastgen.checkpoint import Checkpoint, load_checkpoint
+    from fastgen.checkpoint import Checkpoint, _check_meta, load_checkpoint
     from fastgen.errors import CheckpointError
 
     if isinstance(name_or_path, Checkpoint):
         ckpt, where = name_or_path, "checkpoint"
+        _check_meta(where, ckpt.meta)  # files are checked when they are read
     else:
         path = style_path(name_or_path)
         ckpt, where = load_checkpoint(path), str(path)
@@ -113,7 +114,7 @@ def load_style(name_or_path: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
 
 
 def style_card(name: str) -> dict[str, Any]:
-    """The card of a shipped style: painting, artist, year, training data, terms and numbers.
+    """The card of a shipped style: painting, photos, loss network, their terms, training, numbers.
 
     Returns:
         The card's JSON object; empty when there is no card.
