@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "fastgen.h"
@@ -128,15 +129,19 @@ void run(Engine& engine, const PlanHandle& handle, const py::list& arrays) {
     throw std::invalid_argument("wrong number of arrays");
   std::vector<int64_t> sizes(handle.externals, 0);
   for (const ValueShape& v : handle.values)
-    if (v.offset < 0) sizes[-1 - v.offset] = Engine::value_floats(v);
+    if (v.offset < 0)
+      sizes[-1 - v.offset] = std::max(sizes[-1 - v.offset], Engine::value_floats(v));
   std::vector<float*> pointers;
+  std::vector<py::array> alive;  // another thread may change the list while the engine runs
   for (int i = 0; i < handle.externals; ++i) {
     const auto array = arrays[i].cast<py::array>();
     if (!py::isinstance<FloatArray>(array) || !(array.flags() & py::array::c_style) ||
         array.size() != sizes[i])
       throw std::invalid_argument("an array is not contiguous float32 of the planned size");
     pointers.push_back(static_cast<float*>(const_cast<void*>(array.data())));
+    alive.push_back(array);
   }
+  engine.after_fork();
   py::gil_scoped_release release;
   engine.run(*handle.plan, pointers);
 }
@@ -166,6 +171,7 @@ void run_image(Engine& engine, const PlanHandle& handle, int input, int output,
   const void* from = photo.data();
   void* to = out.mutable_data();
   const int64_t n = photo.shape(0), height = photo.shape(1), width = photo.shape(2);
+  engine.after_fork();
   py::gil_scoped_release release;
   engine.run_image(*handle.plan, input, output, from, to, is_byte, n, height, width, io);
 }
@@ -200,24 +206,30 @@ PYBIND11_MODULE(_C, m) {
       .def("add_concat", &Engine::add_concat)
       .def("add_broadcast", &Engine::add_broadcast)
       .def("add_reshape", &Engine::add_reshape)
-      .def("plan", &make_plan, py::arg("values"), py::arg("arena_floats"), py::arg("externals"))
+      .def("plan", &make_plan, py::arg("values"), py::arg("arena_floats"), py::arg("externals"),
+           py::keep_alive<0, 1>())
       .def("run", &run, py::arg("plan"), py::arg("arrays"))
       .def("run_image", &run_image, py::arg("plan"), py::arg("input"), py::arg("output"),
            py::arg("photo"), py::arg("out"), py::arg("input_range"), py::arg("output_range"),
            py::arg("strength"), py::arg("preserve_color"), py::arg("bgr"))
-      .def("set_profile", &Engine::set_profile)
+      .def("set_profile", &Engine::set_profile, py::call_guard<py::gil_scoped_release>())
       .def(
           "profile",
           [](const Engine& e) {
+            std::vector<fastgen::StepTime> times;
+            {
+              py::gil_scoped_release release;  // waits for a run of another thread
+              times = e.profile();
+            }
             py::list result;
-            for (const auto& t : e.profile())
+            for (const auto& t : times)
               result.append(
                   py::make_tuple(t.label, t.milliseconds,
                                  t.milliseconds > 0 ? t.flops / t.milliseconds * 1e-6 : 0.0));
             return result;
           },
           "[(step, milliseconds, GFLOP/s)] of the last run, when profiling is on.")
-      .def("release_memory", &Engine::release_memory)
+      .def("release_memory", &Engine::release_memory, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("threads", &Engine::threads)
       .def_property_readonly("isa", &Engine::isa);
   m.def("value_floats",

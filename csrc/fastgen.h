@@ -119,6 +119,9 @@ class Engine {
   void run_image(const Plan& plan, int input, int output, const void* photo, void* out,
                  bool is_byte, int64_t n, int64_t height, int64_t width, const ImageIO& io);
 
+  // Makes the engine usable in a forked child. The functions below do it too, but two threads of
+  // the child must not do it at once: bindings call it before they release the GIL.
+  void after_fork() const;
   void set_profile(bool on);
   std::vector<StepTime> profile() const;
   int threads() const;

@@ -45,8 +45,10 @@ def to_batch(
         ValueError: a shape or values that are not an image.
         OSError: the file cannot be read.
     """
+    image_module.check_max_pixels(max_pixels)
     if isinstance(image, np.ndarray):
-        return _from_array(image)
+        # Subclasses would bring rules of their own: a mask, a matrix that is always 2-D.
+        return _from_array(np.asarray(image))
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(image, torch.Tensor):
         return _from_tensor(image, torch)
@@ -158,6 +160,9 @@ def _from_tensor(tensor: Any, torch: Any) -> tuple[np.ndarray, Restore]:
         raise TypeError(
             f"tensor has the dtype {name}, must be uint8 (0..255) or a float type (0..1)"
         )
+    if tensor.layout != torch.strided or tensor.is_meta:
+        kind = "on the meta device" if tensor.is_meta else f"{tensor.layout}, not dense"
+        raise TypeError(f"tensor is {kind}, must hold one value for every pixel")
     shape = tuple(tensor.shape)
     if len(shape) not in (3, 4):
         raise ValueError(f"tensor has the shape {shape}, must be (C,H,W) or (N,C,H,W)")
@@ -170,7 +175,7 @@ def _from_tensor(tensor: Any, torch: Any) -> tuple[np.ndarray, Restore]:
             f"{len(shape) - 3}{remedy}"
         )
     dtype, device, single = tensor.dtype, tensor.device, len(shape) == 3
-    batch = tensor.detach()
+    batch = tensor.detach().resolve_neg()
     batch = batch[None] if single else batch
     alpha = batch[:, 3:] if shape[-3] == 4 else None
     colours = batch[:, :3]

@@ -7,8 +7,11 @@ needs it, and of Pillow only the plugin of the format that the file's first byte
 from __future__ import annotations
 
 import io
+import numbers
 import os
 import stat
+import struct
+import zlib
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +27,7 @@ __all__ = [
     "READ_SUFFIXES",
     "WRITE_SUFFIXES",
     "PillowPixels",
+    "check_max_pixels",
     "decode",
     "encode",
     "is_output_suffix",
@@ -66,8 +70,21 @@ _UPRIGHT = {
 }
 _ORIENTATION_TAG = 0x0112
 
-# What Pillow's header parsers and decoders raise on damaged files.
-_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError)
+# What Pillow's header parsers and decoders raise on damaged files (AVIF: RuntimeError; a file that
+# was closed before it was read: AssertionError).
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    ArithmeticError,
+    RuntimeError,
+    AssertionError,
+    struct.error,
+    zlib.error,
+)
 
 
 def _plugin_of(head: bytes) -> tuple[str, str] | None:
@@ -112,7 +129,7 @@ def decode(
         FileNotFoundError, IsADirectoryError, PermissionError: as for any file.
         ImageError: empty, not an image, damaged or too large.
     """
-    _check_max_pixels(max_pixels)
+    check_max_pixels(max_pixels)
     path = os.fspath(path)
     try:
         mode = os.stat(path).st_mode
@@ -140,7 +157,14 @@ def decode(
             image.load()
         except _DAMAGE as error:
             raise ImageError(f"{path}: truncated or damaged: {_line(error)}") from None
+        except MemoryError:
+            raise _too_large(path, image) from None
     return image
+
+
+def _too_large(path: str, image: PILImage.Image) -> MemoryError:
+    size = f"{image.width}x{image.height}"
+    return MemoryError(f"{path}: {size} pixels do not fit into memory; shrink the image first")
 
 
 def _open(path: str, file: io.BufferedReader, head: bytes) -> PILImage.Image:
@@ -159,12 +183,15 @@ def _open(path: str, file: io.BufferedReader, head: bytes) -> PILImage.Image:
         # The class itself instead of Image.open: that imports every plugin and has a limit of its
         # own, which only a process-wide setting could raise.
         return getattr(module, plugin[1])(file, path)
-    except (*_DAMAGE, Image.DecompressionBombError) as error:
+    except (*_DAMAGE, MemoryError, Image.DecompressionBombError) as error:
         raise ImageError(f"{path}: truncated or damaged: {_line(error)}") from None
 
 
-def _check_max_pixels(max_pixels: int) -> None:
-    if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1:
+def check_max_pixels(max_pixels: object) -> None:
+    """Checks that a limit is a whole number of pixels, at least 1; ValueError otherwise."""
+    # numbers.Integral is Python's and numpy's integers, without importing numpy.
+    known = isinstance(max_pixels, numbers.Integral) and not isinstance(max_pixels, bool)
+    if not known or max_pixels < 1:  # type: ignore[operator]
         raise ValueError(f"max_pixels is {max_pixels!r}, must be an integer of at least 1")
 
 
@@ -172,8 +199,8 @@ def _check_size(path: str, image: PILImage.Image, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(
-            f"{path}: {width}x{height} is {width * height / 1e6:.1f} megapixels, the limit is "
-            f"{max_pixels / 1e6:g}; for a trusted file raise max_pixels (--max-pixels)"
+            f"{path}: {width}x{height} is {width * height:,} pixels, the limit is "
+            f"{max_pixels:,}; for a trusted file raise max_pixels (--max-pixels)"
         )
 
 
@@ -224,6 +251,10 @@ def pixels_of(image: PILImage.Image) -> PillowPixels:
         raise ImageError(f"image has {image.width}x{image.height} pixels, must be at least 1x1")
     try:
         image.load()
+    except AssertionError:  # Pillow's check that a lazily read file is still open
+        raise ImageError(
+            "the image's file was closed before it was read; call load() first"
+        ) from None
     except _DAMAGE as error:
         raise ImageError(f"image is truncated or damaged: {_line(error)}") from None
     image = _upright(image)
@@ -243,7 +274,10 @@ def pixels_of(image: PILImage.Image) -> PillowPixels:
 def _upright(image: PILImage.Image) -> PILImage.Image:
     from PIL import Image
 
-    turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    except _DAMAGE:  # damaged EXIF says nothing; the picture itself is whole
+        return image
     return image if turn is None else image.transpose(getattr(Image.Transpose, turn))
 
 
@@ -327,10 +361,8 @@ def encode(image: PILImage.Image, suffix: str) -> bytes:
 
     suffix = suffix.lower()
     if suffix not in _WRITERS:
-        raise ImageError(
-            f"cannot write {suffix or 'a file without suffix'!r}; use one of "
-            f"{' '.join(WRITE_SUFFIXES)}"
-        )
+        what = repr(suffix) if suffix else "a file without suffix"
+        raise ImageError(f"cannot write {what}; use one of {' '.join(WRITE_SUFFIXES)}")
     kind, plugin, options = _WRITERS[suffix]
     if image.mode == "RGBA" and suffix not in _HOLD_ALPHA:
         low = image.getchannel("A").getextrema()[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -22,6 +23,19 @@ __all__ = ["Stylizer", "StylizerInfo", "check_strength", "stylize"]
 _CACHE_SIZE = 4
 _cache: OrderedDict[tuple[Any, ...], Stylizer] = OrderedDict()
 _cache_lock = threading.Lock()
+_live: weakref.WeakSet[Stylizer] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A lock that another thread of the parent held would never be released in the child."""
+    global _cache_lock
+    _cache_lock = threading.Lock()
+    for stylizer in _live:
+        stylizer._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @dataclass(frozen=True)
@@ -58,7 +72,7 @@ class StylizerInfo:
 class Stylizer:
     """A style, compiled once, applied to any number of images of any size.
 
-    Calls from several threads are safe; they run one after the other.
+    Calls from several threads are safe (they run one after the other), and so is forking.
 
     Args:
         style: name of a shipped style (``fastgen.list_styles()``), path of a ``.safetensors``
@@ -80,14 +94,19 @@ class Stylizer:
         precision: str = "auto",
         threads: int | None = None,
     ) -> None:
-        if threads is not None and (
-            isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
-        ):
-            raise ValueError(f"threads is {threads!r}, must be an integer of at least 1 or None")
+        _check_names(backend, precision)
+        if threads is not None:
+            known = isinstance(threads, int | np.integer) and not isinstance(threads, bool)
+            if not known or threads < 1:
+                raise ValueError(
+                    f"threads is {threads!r}, must be an integer of at least 1 or None"
+                )
+            threads = int(threads)
         ckpt = load_style(style)
         name, why = backends.choose(backend)
         self._runner = backends.get(name).compile(ckpt.graph, ckpt.weights, precision, threads)
         self._lock = threading.Lock()
+        _live.add(self)
         self._ranges = tuple(ckpt.meta["input_range"]), tuple(ckpt.meta["output_range"])
         self._info = StylizerInfo(
             style=str(ckpt.meta.get("style", "")),
@@ -165,9 +184,12 @@ class Stylizer:
 
         Returns:
             A generator with one result per frame.
+
+        Raises:
+            TypeError: ``frames`` is one image, or nothing that can be iterated over.
         """
         _check_options(strength, preserve_color, bgr)
-        return self._stream(iter(frames), strength, preserve_color, bgr)
+        return self._stream(_frames(frames), strength, preserve_color, bgr)
 
     def _stream(
         self, frames: Iterator[Any], strength: float, preserve_color: bool, bgr: bool
@@ -229,6 +251,7 @@ def stylize(
     Super-Resolution", ECCV 2016.
     """
     _check_options(strength, preserve_color, bgr)
+    _check_names(backend, precision)
     stylizer = _cached(style, backend, precision)
     return stylizer(
         image, strength=strength, preserve_color=preserve_color, bgr=bgr, max_pixels=max_pixels
@@ -264,6 +287,25 @@ def check_strength(strength: object) -> None:
         raise TypeError(f"strength is {strength!r}, must be a number in 0..1")
     if not 0.0 <= strength <= 1.0:  # type: ignore[operator]
         raise ValueError(f"strength is {strength}, must be in 0..1")
+
+
+def _check_names(backend: object, precision: object) -> None:
+    for what, value in (("backend", backend), ("precision", precision)):
+        if not isinstance(value, str):
+            raise TypeError(f"{what} is {value!r}, must be a string such as 'auto'")
+
+
+def _frames(frames: Any) -> Iterator[Any]:
+    """One picture can be iterated over too (a path by letters), but never means frames."""
+    shape = getattr(frames, "shape", None)
+    single = isinstance(frames, str | bytes | os.PathLike) or (shape is not None and len(shape) < 4)
+    try:
+        if not single:
+            return iter(frames)
+    except TypeError:
+        pass
+    kind = type(frames).__qualname__
+    raise TypeError(f"frames is one {kind}, must be an iterable of images; use [image] for one")
 
 
 def _check_options(strength: object, preserve_color: object, bgr: object) -> None:

@@ -17,6 +17,7 @@ from tiny import save_tiny, tiny_checkpoint
 
 import fastgen
 from fastgen import backends
+from fastgen.graph import Dim, Graph, Input, Node
 from fastgen.image import decode, pixels_of
 from fastgen.styles import _unknown
 
@@ -112,23 +113,29 @@ def test_decompression_bomb(paint: fastgen.Stylizer, tmp_path: Path) -> None:
     path.write_bytes(png_header(30_000, 30_000))
     refused(
         fastgen.ImageError,
-        r"30000x30000 is 900\.0 megapixels, the limit is 100; .* raise max_pixels",
+        r"30000x30000 is 900,000,000 pixels, the limit is 100,000,000; .* raise max_pixels",
         paint,
         path,
     )
-    refused(ValueError, "900.0 megapixels", fastgen.stylize, path, tiny_checkpoint())
+    refused(ValueError, "900,000,000 pixels", fastgen.stylize, path, tiny_checkpoint())
 
 
 def test_the_limit_can_be_moved(paint: fastgen.Stylizer, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(photo(20, 50)).save(path)
-    refused(fastgen.ImageError, "50x20 is 0.0 megapixels", paint, path, max_pixels=999)
+    refused(
+        fastgen.ImageError, "50x20 is 1,000 pixels, the limit is 999", paint, path, max_pixels=999
+    )
     assert paint(path, max_pixels=1000).size == (50, 20)
+    assert paint(path, max_pixels=np.int64(1000)).size == (50, 20)
     # Above Pillow's own limit too: the header is accepted and only then is the content short.
     path.write_bytes(png_header(14_000, 14_000))
     refused(fastgen.ImageError, "truncated or damaged", paint, path, max_pixels=200_000_000)
     for value in (0, -1, 2.5, True, "9"):
-        refused(ValueError, "max_pixels is .* integer of at least 1", paint, path, max_pixels=value)
+        for image in (path, photo(4, 4)):
+            refused(
+                ValueError, "max_pixels is .* integer of at least 1", paint, image, max_pixels=value
+            )
 
 
 def test_truncated_pillow_image(paint: fastgen.Stylizer, tmp_path: Path) -> None:
@@ -295,6 +302,20 @@ def test_checkpoint_without_metadata() -> None:
     refused(fastgen.CheckpointError, "metadata 'kind' is None", fastgen.Stylizer, ckpt)
     ckpt.meta["kind"] = "style"
     refused(fastgen.CheckpointError, "'input_range' is None", fastgen.stylize, photo(), ckpt)
+
+
+def test_style_that_changes_the_size() -> None:
+    graph = Graph(
+        "bigger",
+        (Input("image", (Dim("N"), 3, Dim("H"), Dim("W"))),),
+        (Node("up", "upsample", ("image",), {"scale": 2}),),
+        {"stylized": "up"},
+    )
+    refused(
+        fastgen.CheckpointError,
+        r"turns the shape \(1, 3, 1, 1\) into \(1, 3, 2, 2\); a style keeps it",
+        *(fastgen.Stylizer, fastgen.Checkpoint(graph, {}, tiny_checkpoint().meta)),
+    )
 
 
 def test_checkpoint_of_another_kind(tmp_path: Path) -> None:

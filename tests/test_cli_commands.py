@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,7 +106,10 @@ def test_styles() -> None:
         assert row["bytes"] == Path(row["path"]).stat().st_size
     listed = [line.split()[0] for line in run("styles").stdout.splitlines()]
     assert listed == fastgen.list_styles()
-    assert run("styles", "no such*").exit_code == 1
+    for flags in ((), ("--json",)):
+        result = run("styles", "no such*", *flags)
+        assert result.exit_code == 1
+        assert result.stderr.startswith("error: no style matches 'no such*'")
 
 
 def test_doctor() -> None:
@@ -116,9 +120,37 @@ def test_doctor() -> None:
     assert facts["auto"]["backend"] == backends.choose("auto")[0]
     assert torch.__version__.startswith(facts["packages"]["torch"].partition("+")[0])
     assert facts["packages"]["numpy"] == np.__version__
+    assert facts["cpu"]["threads"] >= 1
     text = run("doctor").stdout
     for word in ("fastgen", "packages", "cpu", "gpu", "backend", "auto", "styles"):
         assert any(line.startswith(word) for line in text.splitlines()), word
+
+
+def test_doctor_asks_the_cuda_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Extension:
+        devices = ({"name": "Some GPU", "capability": (9, 0), "memory_bytes": 80 << 30},)
+
+        def device_count(self) -> tuple[int, str | None]:
+            return len(self.devices), None if self.devices else "no driver"
+
+        def device(self, index: int) -> dict:
+            return self.devices[index]
+
+        def compiled_archs(self) -> str:
+            return "80-real,80-virtual"
+
+    extension = Extension()
+    monkeypatch.setitem(sys.modules, "fastgen._cuda", extension)
+    text = run("doctor").stdout
+    assert "Some GPU, sm_90, 80 GiB; CUDA extension built: yes, for 80-real,80-virtual" in text
+    monkeypatch.setattr(Extension, "devices", ())
+    assert json.loads(run("doctor", "--json").stdout)["gpu"]["why_not"] == "CUDA: no driver"
+
+
+def test_doctor_tells_of_a_bad_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTGEN_NUM_THREADS", "many")
+    assert "FASTGEN_NUM_THREADS is 'many'" in run("doctor").stdout
+    assert "'many'" in json.loads(run("doctor", "--json").stdout)["cpu"]["threads"]
 
 
 # ---------------------------------------------------------------------------- import
@@ -247,7 +279,7 @@ def test_percentile_and_ratio() -> None:
     assert _race.ratio(ours, peer) == 2.0  # rounds are compared with each other: 3, 2, 1
 
 
-def test_bench(style: Path) -> None:
+def test_bench(style: Path, example_photo: Path) -> None:
     args = [
         "bench",
         "-s",
@@ -271,4 +303,15 @@ def test_bench(style: Path) -> None:
     assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in (eager, peer))
     fails(2, "is not WIDTHxHEIGHT", "bench", "-s", style, "--size", "32")
     fails(2, "unknown backend 'x'", "bench", "-s", style, "--peer", "x")
+    fails(2, "has no precision 'int3'", "bench", "-s", style, "--peer", "torch:int3")
+    fails(2, "1<=x<=1024", "bench", "-s", style, "--threads", 5000)
+    fails(1, "not a safetensors file", "bench", "-s", example_photo)
     fails(2, "unknown style 'no_such'", "bench", "-s", "no_such")
+
+
+def test_a_measured_process_that_fails_says_so_in_one_line(style: Path, capfd: Any) -> None:
+    spec = {"style": "gone.safetensors", "backend": "cpu", "precision": "auto", "threads": 1}
+    spec |= {"width": 8, "height": 8}
+    with pytest.raises(fastgen.FastgenError, match=r"gone\.safetensors: no such checkpoint"):
+        _race.race([spec], seconds=0, rounds=(1, 1))
+    assert capfd.readouterr().err == ""

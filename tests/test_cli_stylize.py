@@ -20,6 +20,7 @@ from tiny import save_tiny, tiny_checkpoint
 
 import fastgen
 from fastgen.cli import app
+from fastgen.cli._app import one_line
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +155,7 @@ def test_json_of_failures(folder: Path, style: str) -> None:
 
 def test_the_limit_can_be_moved(folder: Path, style: str) -> None:
     args = (folder / "in/a.png", "-o", folder / "o.png", "-s", style, "--max-pixels")
-    fails(1, "30x20 is 0.0 megapixels, the limit is", *args, 599)
+    fails(1, "30x20 is 600 pixels, the limit is 599", *args, 599)
     assert run(*args, 600).exit_code == 0
 
 
@@ -166,7 +167,7 @@ def test_wrong_usage(folder: Path, style: str) -> None:
     fails(2, "Missing argument 'INPUT...'", "-o", folder / "o.png")
     fails(2, "Missing option '-o'", a)
     fails(2, "cannot write '.xyz'; use one of .png", a, "-o", folder / "o.xyz", "-s", style)
-    fails(2, "cannot write 'a file without suffix'", a, "-o", folder / "o", "-s", style)
+    fails(2, "cannot write a file without suffix", a, "-o", folder / "o", "-s", style)
     for value in ("1.5", "-0.1", "nan"):
         fails(2, "must be in 0..1", a, "-o", folder / "o.png", "-s", style, "--strength", value)
     fails(2, "unknown style 'nope_nope'", a, "-o", folder / "o.png", "-s", "nope_nope")
@@ -344,6 +345,49 @@ def test_traceback_only_with_debug(folder: Path) -> None:
         assert debug.returncode == 1
         assert "Traceback" in debug.stderr
         assert "CheckpointError" in debug.stderr
+
+
+def test_debug_shows_where_a_photo_failed_and_why_usage_is_wrong(folder: Path, style: str) -> None:
+    bad = folder / "bad.png"
+    bad.write_text("not an image")
+    out = folder / "o.png"
+    for args, kind in (
+        ((bad, "-o", out, "-s", style), "ImageError"),
+        ((folder / "in/a.png", "-o", out, "-s", "no such style"), "ValueError"),
+    ):
+        result = subprocess.run(
+            command("stylize", *args, "--debug"), capture_output=True, text=True
+        )
+        assert result.returncode == 1
+        assert "Traceback" in result.stderr
+        assert kind in result.stderr
+
+
+def test_folder_with_a_folder_that_looks_like_a_photo(folder: Path, style: str) -> None:
+    (folder / "in/album.jpg").mkdir()
+    assert run(folder / "in", "-o", folder / "out", "-s", style).exit_code == 0
+    assert tree(folder / "out") == ["a.png", "b.jpg", "c.png"]
+
+
+def test_damaged_exif_is_ignored_without_a_word(folder: Path, style: str) -> None:
+    for suffix in ("jpg", "png"):
+        for exif in (b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff"):
+            source = folder / f"exif.{suffix}"
+            Image.fromarray(photo(6, 8)).save(source, exif=exif)
+            done = subprocess.run(
+                command("stylize", source, "-o", folder / "o.png", "-s", style),
+                capture_output=True,
+                text=True,
+            )
+            assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_errors_of_the_system_are_named_without_their_number(folder: Path, style: str) -> None:
+    assert one_line(PermissionError(13, "Permission denied", "a.png")) == "a.png: Permission denied"
+    assert one_line(OSError(28, "No space left on device")) == "No space left on device"
+    assert "a.png: 9x9 pixels; a smaller image" in one_line(MemoryError("a.png: 9x9 pixels"))
+    fails(1, "'': no such file", "", "-o", folder / "o.png", "-s", style)
+    fails(2, "cannot write a file without suffix", folder / "in/a.png", "-o", "", "-s", style)
 
 
 def test_checkpoint_written_by_the_api_is_the_one_that_runs(folder: Path) -> None:

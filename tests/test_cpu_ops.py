@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cpu_cases import ISAS, compare, image_graph, need_isa
+from cpu_cases import ISAS, compare, image_graph, need_isa, random_weights, torch_reference
 
+from fastgen.backends.cpu import Runner
 from fastgen.graph import Dim, Graph, Input, Node
 
 
@@ -161,6 +162,47 @@ def test_pixel_moves(isa: str) -> None:
     )
     for last in range(1, len(nodes) + 1):
         compare(image_graph(6, *nodes[:last]), _x(6), isa, 5e-5)
+
+
+def test_operands_behind_pixel_moves(isa: str) -> None:
+    moves = (
+        Node("k", "crop", ("x",), {"crop": [1, 1, 1, 1]}),
+        Node("p", "pad", ("k",), {"padding": [1, 1, 1, 1], "mode": "zeros"}),
+    )
+    for op in ("add", "mul"):
+        for inputs in (("x", "p"), ("p", "x"), ("p", "p"), ("x", "x")):
+            # A zero of the padding is an operand as any other, and both are moved once more.
+            joined = (*moves, Node("s", op, inputs, {}))
+            tail = (Node("u", "upsample", ("s",), {"scale": 3}), _conv("c", "u", padding=1))
+            for channels in (3, 18):
+                compare(image_graph(channels, *joined), _x(channels), isa)
+                compare(image_graph(channels, *joined, *tail), _x(channels, 7, 9), isa)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e4])
+def test_statistics_with_an_unusual_first_value(isa: str, mean: float) -> None:
+    # A convolution that passes its input on; the float64 reference has no rounding to speak of.
+    conv = _conv(out_channels=16, padding=1, padding_mode="reflect", bias=False)
+    norm = Node("n", "norm", ("c",), {"kind": "instance", "affine": False})
+    for nodes in ((conv, norm), (Node("n", "norm", ("x",), norm.attrs),)):
+        graph = image_graph(16, *nodes)
+        weights = random_weights(graph)
+        if weights:
+            weights["c.weight"] = np.zeros((16, 16, 3, 3), np.float32)
+            weights["c.weight"][np.arange(16), np.arange(16), 1, 1] = 1
+        x = mean + np.random.default_rng(0).normal(size=(1, 16, 90, 70))
+        x[:, :, ::8, 0] -= 1000
+        x = x.astype(np.float32)
+        expected = torch_reference(graph, weights, {"x": x})["y"]
+        got = Runner(graph, weights, 2, isa).run(x)
+        bound = 2e-5 + 4e-7 * mean / x.std()
+        np.testing.assert_allclose(got, expected, rtol=0, atol=bound * np.abs(expected).max())
+
+
+def test_pooling_keeps_nan(isa: str) -> None:
+    x = _x(18)
+    x["x"][:, :, 3, 3] = np.nan
+    compare(image_graph(18, Node("p", "pool", ("x",), {"kind": "max", "kernel": 3})), x, isa)
 
 
 def test_joins_and_shapes(isa: str) -> None:

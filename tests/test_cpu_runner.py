@@ -232,6 +232,19 @@ def test_inputs_of_any_layout() -> None:
     np.testing.assert_array_equal(named["stylized"], expected)
 
 
+def test_out_that_is_the_input() -> None:
+    from fastgen.backends.cpu import Runner
+
+    image = Input("x", (Dim("N"), 3, Dim("H"), Dim("W")))
+    node = Node("y", "conv", ("x",), {"out_channels": 3, "kernel": 3, "padding": 1})
+    graph = Graph("blur", (image,), (node,), {"y": "y"})
+    runner = Runner(graph, random_weights(graph), 2)
+    array = _image(32, 40)
+    expected = runner.run(array)
+    assert runner.run(array, out=array) is array
+    np.testing.assert_array_equal(array, expected)
+
+
 def test_out() -> None:
     runner = _runner()
     image = _image()
@@ -374,5 +387,7 @@ def test_raw_engine_rejects_sizes_that_do_not_fit() -> None:
         engine.run(plan, [good[0], np.zeros(3, np.float32)])
     with pytest.raises(ValueError, match="another engine"):
         _runner()._engine.run(plan, good)
+    with pytest.raises(MemoryError, match="TiB"):
+        engine.plan(values, 1 << 41, externals)
     with pytest.raises(ValueError, match="taps"):
         _build(runner._engine, lowered)  # the weights were handed over and dropped

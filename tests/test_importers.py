@@ -311,3 +311,23 @@ def test_activation_ranges_are_those_of_the_original(tmp_path: Path) -> None:
     assert set(ranges) == {n.name for n in ckpt.graph.nodes if n.op == "conv"}
     with pytest.raises(ValueError, match="no photos"):
         activation_ranges(ckpt, [])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (torch.zeros(3).to_sparse(), "torch.sparse_coo.* must be a dense tensor"),
+        (torch.zeros(3, device="meta"), "meta; must be a dense tensor"),
+        (torch.zeros(3, dtype=torch.complex64), "is complex64.* must be a dense tensor of real"),
+        (torch.zeros(1).expand(10**12), r"has the shape \(10+,\), but the file stores 4 bytes"),
+    ],
+)
+def test_tensors_that_are_no_weights(tmp_path: Path, value: Tensor, text: str) -> None:
+    torch.save({"conv1.conv2d.weight": value}, tmp_path / "a.pth")
+    with pytest.raises(fastgen.CheckpointError, match=text):
+        importers.import_checkpoint(tmp_path / "a.pth")
+    torch.save({7: torch.zeros(3)}, tmp_path / "b.pth")
+    with pytest.raises(
+        fastgen.CheckpointError, match=r"entry 7 is a Tensor, must be .* with a name"
+    ):
+        importers.import_checkpoint(tmp_path / "b.pth")

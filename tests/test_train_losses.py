@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_vgg import picture, save_tiny_vgg
+from tiny_vgg import picture, save_photos, save_tiny_vgg
 
+from fastgen.train.data import PhotoSet
 from fastgen.train.losses import feature_loss, gram_matrix, style_loss, total_variation
 from fastgen.train.objective import (
     STYLE_WEIGHT,
@@ -16,6 +17,7 @@ from fastgen.train.objective import (
     Objective,
     Weights,
     calibrate,
+    crops_for_calibration,
     painting_grams,
     to_tensor,
 )
@@ -166,3 +168,10 @@ def test_calibration_refuses_constant_photos_and_bad_factors(tmp_path: Path) -> 
         calibrate(network, grams, [photo], content_layers=("relu2_2",), style_strength=-1)
     with pytest.raises(ValueError, match="layer weights"):
         calibrate(network, grams, [photo], content_layers=("relu2_2",), layer_weights=(1, 2))
+
+
+def test_calibration_crops_depend_on_the_photos_only(tmp_path: Path) -> None:
+    photos = PhotoSet(save_photos(tmp_path / "photos", 4))
+    first, again = (list(crops_for_calibration(photos)) for _ in range(2))
+    assert [tuple(batch.shape) for batch in first] == [(4, 3, 160, 160)] * 2
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

@@ -242,7 +242,7 @@ def test_bad_options_are_one_line_errors(
 
 def test_stages_and_learning_rate(options: StyleOptions) -> None:
     run = dataclasses.replace(
-        options, size=160, batch=4, steps=70, finish_size=256, finish_steps=30
+        options, size=160, batch=4, steps=70, finish_size=256, finish_steps=30, decay=0.3
     )
     plan = stages(run)
     assert [(s.size, s.batch, s.steps) for s in plan] == [(160, 4, 70), (256, 2, 30)]

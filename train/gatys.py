@@ -221,8 +221,7 @@ def run(options: GatysOptions) -> int:
     photo = to_tensor(np.asarray(image)[None], device)
     photos = [photo]
     if options.calibrate is not None:
-        side = min(256, options.size // 4 * 4)
-        photos = list(crops_for_calibration(PhotoSet(options.calibrate), side, 0, device))
+        photos = list(crops_for_calibration(PhotoSet(options.calibrate), device))
     objective = build_objective(options, options.style, photos, device)
     progress = Progress(options.iterations, 0, 50, options.quiet)
     with stop_requests() as stop_asked:

@@ -23,12 +23,15 @@ from fastgen.train.losses import feature_loss, gram_matrix, style_loss, total_va
 from fastgen.train.options import ObjectiveOptions
 from fastgen.train.vgg import LossNetwork, load_loss_network
 
-# Calibrated by eye on paintings as different as Starry Night, Great Wave and Composition VII; see
+# Calibrated by eye on paintings as different as Starry Night and Great Wave; see
 # docs/training.md. Content is 1 by definition.
 STYLE_WEIGHT = 5.0
 TV_WEIGHT = 0.05
 
+# Fixed, whatever a run's own crops are: networks of one painting must share one objective.
 CALIBRATION_BATCHES = 8  # of four crops each
+CALIBRATION_SIZE = 160
+CALIBRATION_SEED = 1
 
 
 def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
@@ -187,12 +190,11 @@ def calibrate(
     )
 
 
-def crops_for_calibration(
-    photos: PhotoSet, size: int, seed: int, device: torch.device | str = "cpu"
-) -> Iterable[Tensor]:
-    """Batches (4, 3, size, size) of random crops, the same for the same arguments."""
+def crops_for_calibration(photos: PhotoSet, device: torch.device | str = "cpu") -> Iterable[Tensor]:
+    """Batches (4, 3, 160, 160) of random crops, the same for the same photos."""
     for index in range(min(CALIBRATION_BATCHES, max(1, len(photos) // 2))):
-        yield to_tensor(batch_at(photos, index, size, 4, seed + 1), device)
+        batch = batch_at(photos, index, CALIBRATION_SIZE, 4, CALIBRATION_SEED)
+        yield to_tensor(batch, device)
 
 
 def build_objective(

@@ -83,7 +83,7 @@ class StyleOptions(ObjectiveOptions):
     )
     lr: float = option(1e-3, help="learning rate of Adam")
     decay: float = option(
-        0.3, help="fraction of all steps, at the end, with cosine decay of the rate"
+        0.6, help="fraction of all steps, at the end, with cosine decay of the rate"
     )
     clip: float = option(
         10.0, help="gradients with a larger norm are scaled down to it, 0 for never"

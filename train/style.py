@@ -320,7 +320,7 @@ def _train(
         weights = Weights.from_json(state["objective"])
         recent = state.get("recent", [])
     low = torch.bfloat16 if options.precision == "bf16" else torch.float32
-    crops = crops_for_calibration(photos, options.size, options.seed, device)
+    crops = crops_for_calibration(photos, device)
     objective = build_objective(options, options.style, crops, device, low, weights)
     progress = Progress(total, first, options.log_every, options.quiet or not processes.main)
     writer = (

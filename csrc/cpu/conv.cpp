@@ -243,6 +243,7 @@ void Conv::blocked_phase(const Context& c, const Phase& phase, const Tile& t, co
     f.nb = nb;
     f.valid = static_cast<int>(std::min<int64_t>(nb, out_blocks - block));
     f.stats = stats ? stats + block * 3 * kBlock : nullptr;
+    f.before = *done;
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t y = (t.row + r) * spec_.out_stride + phase.ry;
       for (int64_t piece = 0; piece < pieces; ++piece) {
@@ -250,10 +251,10 @@ void Conv::blocked_phase(const Context& c, const Phase& phase, const Tile& t, co
         m.panel = panel + r * spec_.stride * pack.dst_row + x0 * m.pixel;
         f.pixels = static_cast<int>(x1 - x0);
         c.isa->micro(m, f.pixels, nb);
-        f.first = *done == 0 && r == 0 && piece == 0;
         f.out = image + block * out.block + y * out.row +
                 ((t.column + x0) * spec_.out_stride + phase.rx) * out_pixel;
         c.isa->finish(f);
+        f.before += f.pixels;
       }
     }
   }

@@ -59,6 +59,12 @@ struct Engine::Impl {
     return *pool;
   }
 
+  // Whether the plan was made by this engine, and nothing was added to it since.
+  bool owns(const Plan& plan) const {
+    return plan.owner == this && plan.steps.size() == steps.size() &&
+           plan.slot_offset.size() == slots.size();
+  }
+
   void execute(const Plan& plan, const std::vector<float*>& externals);
 };
 
@@ -123,7 +129,8 @@ int64_t Engine::value_floats(const ValueShape& s) {
 std::shared_ptr<const Plan> Engine::plan(const std::vector<ValueShape>& values,
                                          int64_t arena_floats, int externals) const {
   require(static_cast<int>(values.size()) == impl_->values, "wrong number of values");
-  require(arena_floats >= 0 && arena_floats <= kMaxFloats, "arena size is out of range");
+  require(arena_floats >= 0, "arena size is out of range");
+  if (arena_floats > kMaxFloats) throw OutOfMemory("the network needs more than 4 TiB");
   require(externals >= 0 && externals <= 4096, "wrong number of external arrays");
   auto plan = std::make_shared<Plan>();
   plan->owner = impl_.get();
@@ -207,8 +214,7 @@ void Engine::Impl::execute(const Plan& plan, const std::vector<float*>& external
 void Engine::run(const Plan& plan, const std::vector<float*>& externals) {
   impl_->after_fork();
   std::lock_guard<std::mutex> lock(impl_->mutex);
-  require(plan.owner == impl_.get() && plan.steps.size() == impl_->steps.size(),
-          "the plan belongs to another engine");
+  require(impl_->owns(plan), "the plan belongs to another engine");
   require(static_cast<int>(externals.size()) == plan.externals, "wrong number of arrays");
   impl_->arena.reserve(static_cast<size_t>(plan.total_floats) * 4);
   impl_->execute(plan, externals);
@@ -218,9 +224,7 @@ void Engine::run_image(const Plan& plan, int input, int output, const void* phot
                        bool is_byte, int64_t n, int64_t height, int64_t width, const ImageIO& io) {
   impl_->after_fork();
   std::lock_guard<std::mutex> lock(impl_->mutex);
-  require(
-      plan.owner == impl_.get() && plan.externals == 0 && plan.steps.size() == impl_->steps.size(),
-      "the plan does not take images");
+  require(impl_->owns(plan) && plan.externals == 0, "the plan does not take images");
   const auto planes = [&](int index) -> const ValueShape& {
     require(index >= 0 && index < impl_->values, "unknown image value");
     const ValueShape& s = plan.values[index].shape;
@@ -238,6 +242,8 @@ void Engine::run_image(const Plan& plan, int input, int output, const void* phot
   image_store(*impl_->isa, pool, impl_->arena.data() + to.offset, photo, is_byte, n, height, width,
               to.h, to.w, io, out);
 }
+
+void Engine::after_fork() const { impl_->after_fork(); }
 
 void Engine::set_profile(bool on) {
   impl_->after_fork();

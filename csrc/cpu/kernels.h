@@ -71,8 +71,10 @@ struct FinishArgs {
   int64_t out_block, out_pixel;
   int act;
   float slope;
-  float* stats;  // per channel block [pivot 16][sum 16][sum of squares 16], or null
-  int first;     // the pivot is to be taken from this tile
+  // Per channel block [pivot 16][mean - pivot 16][sum of squared deviations 16], or null; `before`
+  // pixels are in them already.
+  float* stats;
+  int64_t before;
 };
 
 // Convolution with at most 4 output channels: vector lanes run over the pixels of one row.
@@ -111,8 +113,8 @@ struct Kernels {
   void (*micro)(const MicroArgs&, int pixels, int nb);
   void (*finish)(const FinishArgs&);
   void (*small)(const SmallArgs&);
-  // Sum and sum of squares of x - pivot, 16 channels at a time over `count` pixels.
-  void (*moments)(const float* x, int64_t count, float* stats, int first);
+  // Statistics as in FinishArgs of `count` pixels, 16 channels at a time.
+  void (*moments)(const float* x, int64_t count, float* stats);
   // One output row of a depthwise convolution, 16 channels.
   void (*depthwise)(const float* panel, int64_t panel_row, int pixel, const float* weights,
                     const float* bias, int kh, int kw, int pixels, float* out);

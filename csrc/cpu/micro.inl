@@ -72,46 +72,61 @@ void micro(const MicroArgs& a, int pixels, int nb) {
   micro_stride<1, FASTGEN_PIXELS1>(pixels, a.pixel)(a);
 }
 
+// Statistics (Chan, Golub, LeVeque 1979): every register tile gives its mean and its sum of squared
+// deviations, and those are merged. All numbers are relative to the part's first value, so neither
+// a large mean nor an unusual first value costs accuracy.
 void finish(const FinishArgs& a) {
+  const float count = static_cast<float>(a.pixels);
+  const float share = count / (count + static_cast<float>(a.before));
+  const float cross = share * static_cast<float>(a.before);
   for (int b = 0; b < a.valid; ++b) {
     for (int j = 0; j < VPB; ++j) {
       const float* tile = a.tile + b * kBlock + j * VL;
       float* out = a.out + b * a.out_block + j * VL;
       const int step = a.nb * kBlock;
-      float* stats = a.stats ? a.stats + b * 3 * kBlock + j * VL : nullptr;
-      vf pivot{}, sum{}, squares{};
-      if (stats) {
-        pivot = a.first ? activate(load(tile), a.act, a.slope) : load(stats);
-        if (!a.first) sum = load(stats + kBlock), squares = load(stats + 2 * kBlock);
+      if (!a.stats) {
+        for (int p = 0; p < a.pixels; ++p)
+          store(out + p * a.out_pixel, activate(load(tile + p * step), a.act, a.slope));
+        continue;
       }
+      float* stats = a.stats + b * 3 * kBlock + j * VL;
+      const vf pivot = a.before ? load(stats) : activate(load(tile), a.act, a.slope);
+      vf sum{}, squares{};
       for (int p = 0; p < a.pixels; ++p) {
         const vf y = activate(load(tile + p * step), a.act, a.slope);
         store(out + p * a.out_pixel, y);
-        const vf d = y - pivot;
-        sum += d;
+        sum += y - pivot;
+      }
+      vf mean = sum * (1.0f / count);
+      for (int p = 0; p < a.pixels; ++p) {
+        const vf d = load(out + p * a.out_pixel) - pivot - mean;
         squares += d * d;
       }
-      if (stats) {
-        store(stats, pivot);
-        store(stats + kBlock, sum);
-        store(stats + 2 * kBlock, squares);
+      if (a.before) {
+        const vf old = load(stats + kBlock), delta = mean - old;
+        mean = old + delta * share;
+        squares += load(stats + 2 * kBlock) + delta * delta * cross;
       }
+      store(stats, pivot);
+      store(stats + kBlock, mean);
+      store(stats + 2 * kBlock, squares);
     }
   }
 }
 
-void moments(const float* x, int64_t count, float* stats, int first) {
+void moments(const float* x, int64_t count, float* stats) {
   for (int j = 0; j < VPB; ++j) {
     float* s = stats + j * VL;
-    const vf pivot = first ? load(x + j * VL) : load(s);
-    vf sum = first ? vf{} : load(s + kBlock), squares = first ? vf{} : load(s + 2 * kBlock);
+    const vf pivot = load(x + j * VL);
+    vf sum{}, squares{};
+    for (int64_t i = 0; i < count; ++i) sum += load(x + i * kBlock + j * VL) - pivot;
+    const vf mean = sum * (1.0f / static_cast<float>(count));
     for (int64_t i = 0; i < count; ++i) {
-      const vf d = load(x + i * kBlock + j * VL) - pivot;
-      sum += d;
+      const vf d = load(x + i * kBlock + j * VL) - pivot - mean;
       squares += d * d;
     }
     store(s, pivot);
-    store(s + kBlock, sum);
+    store(s + kBlock, mean);
     store(s + 2 * kBlock, squares);
   }
 }

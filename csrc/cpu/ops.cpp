@@ -82,7 +82,7 @@ class Stats final : public Step {
     c.pool->run(planes * parts, [&](int64_t item, int) {
       const int64_t plane = item / parts, part = item % parts;
       c.isa->moments(c.data(value_) + plane * v.block + part * kPart * kBlock,
-                     std::min(kPart, pixels - part * kPart), c.stats + item * 3 * kBlock, 1);
+                     std::min(kPart, pixels - part * kPart), c.stats + item * 3 * kBlock);
     });
     std::vector<int64_t> counts(parts, kPart);
     counts.back() = pixels - (parts - 1) * kPart;
@@ -181,7 +181,7 @@ class Pooling final : public Step {
         for (int i = 0; i < kBlock; ++i) {
           if (!max) {
             acc[i] += from[i];
-          } else if (!(from[i] <= acc[i])) {  // NaN passes through
+          } else if (from[i] > acc[i] || from[i] != from[i]) {  // NaN passes through, and stays
             acc[i] = from[i];
           }
         }

@@ -59,9 +59,13 @@ double cgroup_quota() {
     if (first == std::string::npos || second == std::string::npos) continue;
     const std::string controllers = line.substr(first + 1, second - first - 1);
     const std::string path = line.substr(second + 1);
-    if (controllers.empty()) directories.push_back("/sys/fs/cgroup" + path);
-    if (controllers.find("cpu") != std::string::npos)
-      directories.push_back("/sys/fs/cgroup/cpu" + path);
+    const bool second_version = controllers.empty();
+    if (!second_version && controllers.find("cpu") == std::string::npos) continue;
+    // A limit of any group above holds, too.
+    for (std::string group = path; group.size() > 1; group.resize(group.rfind('/'))) {
+      directories.push_back((second_version ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu") + group);
+      if (group.rfind('/') == std::string::npos) break;
+    }
   }
   double least = 0;
   for (const std::string& directory : directories) {
@@ -95,6 +99,7 @@ int default_threads() {
 }
 
 Pool::Pool(int threads) : threads_(std::clamp(threads, 1, kMaxThreads)) {
+  workers_.reserve(threads_ - 1);  // so that no allocation fails between two started threads
   for (int i = 1; i < threads_; ++i) {
     try {
       workers_.emplace_back(&Pool::work, this, i);

@@ -102,9 +102,12 @@ void check_source(const Plan& plan, const std::vector<Slot>& slots, const Source
     require(known(source.residual), label + ": unknown residual");
     const ValueShape& other = plan.values[source.residual].shape;
     int64_t h = other.h, w = other.w;
+    for (const ViewOp& view : source.residual_views)  // a position without a source is all zero
+      require(view.kind != ViewOp::kPadZeros, label + ": the residual cannot be padded with zeros");
     axis_ops(source.residual_views, true, &h);
     axis_ops(source.residual_views, false, &w);
-    require(other.n == shape.n && other.c == shape.c && h == height && w == width,
+    // It is combined before the source's views.
+    require(other.n == shape.n && other.c == shape.c && h == shape.h && w == shape.w,
             label + ": the residual has another shape");
   }
   if (source.store >= 0) {
@@ -166,19 +169,16 @@ void check_norm(const std::vector<Slot>& slots, const NormSpec& norm, int64_t ch
 
 void write_norm(const Context& context, const NormSpec& norm, int64_t image, int64_t block,
                 const float* stats, int64_t part_stride, const int64_t* counts, int64_t parts) {
-  // Chan, Golub, LeVeque 1979: pairs of (count, mean, sum of squared deviations) in double.
+  // Merges triples of (count, mean, sum of squared deviations) in double.
   double mean[kBlock] = {}, m2[kBlock] = {}, count = 0;
   for (int64_t t = 0; t < parts; ++t, stats += part_stride) {
     const double k = static_cast<double>(counts[t]);
     if (k == 0) continue;
     const double total = count + k, share = k / total, cross = count * share;
     for (int c = 0; c < kBlock; ++c) {
-      const double offset = stats[kBlock + c] / k;
-      const double here = stats[c] + offset;
-      const double squares = stats[2 * kBlock + c] - stats[kBlock + c] * offset;
-      const double delta = here - mean[c];
+      const double delta = double{stats[c]} + double{stats[kBlock + c]} - mean[c];
       mean[c] += delta * share;
-      m2[c] += squares + delta * delta * cross;
+      m2[c] += stats[2 * kBlock + c] + delta * delta * cross;
     }
     count = total;
   }
@@ -186,7 +186,7 @@ void write_norm(const Context& context, const NormSpec& norm, int64_t image, int
   float* shift = context.shift(norm.slot, image) + block * kBlock;
   for (int c = 0; c < kBlock; ++c) {
     const size_t channel = block * kBlock + c;
-    const double variance = std::max(m2[c], 0.0) / count;
+    const double variance = m2[c] / count;
     double s = 1.0 / std::sqrt(variance + static_cast<double>(norm.eps));
     if (channel < norm.weight.size()) s *= norm.weight[channel];
     const double b = channel < norm.bias.size() ? norm.bias[channel] : 0.0;

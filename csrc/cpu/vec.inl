@@ -83,8 +83,13 @@ inline float activate1(float x, int act, float slope) { return activate(splat(x)
 
 template <int D, int... L>
 inline void exchange(vf& a, vf& b, std::integer_sequence<int, L...>) {
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12  // has only its own older spelling
+  const vf low = __builtin_shuffle(a, b, vi{((L & D) ? VL + L - D : L)...});
+  const vf high = __builtin_shuffle(a, b, vi{((L & D) ? VL + L : L + D)...});
+#else
   const vf low = __builtin_shufflevector(a, b, ((L & D) ? VL + L - D : L)...);
   const vf high = __builtin_shufflevector(a, b, ((L & D) ? VL + L : L + D)...);
+#endif
   a = low;
   b = high;
 }

@@ -357,7 +357,8 @@ class _Lowering:
         if self.ready(second) > self.ready(first):
             first, second = second, first
         residual = self.state[second]
-        if residual.arithmetic:
+        # Where a source is padded with zeros the engine loads zero, not zero plus the residual.
+        if residual.arithmetic or any(view[0] == _PAD_ZEROS for view in residual.views):
             residual = Source(self.plain(second))
         source = self.state[first]
         if source.combine or source.post or source.views:

@@ -140,10 +140,13 @@ class Runner:
                 if not single:
                     raise ValueError("out= needs a graph with one output")
                 results[name] = _check_out(out, shape, np.dtype(np.float32))
-        written = {
-            name: array if array.flags.c_contiguous and array.flags.aligned else array.copy("C")
-            for name, array in results.items()
-        }
+        # A result may be written before the last step that reads an input: never into an input.
+        written = {}
+        for name, array in results.items():
+            direct = array.flags.c_contiguous and array.flags.aligned
+            if out is not None:
+                direct &= not any(np.may_share_memory(array, other) for other in arrays.values())
+            written[name] = array if direct else np.empty(array.shape, np.float32)
         self._engine.run(
             plan, [arrays[name] for name in self._lowered.inputs] + [*written.values()]
         )
@@ -161,7 +164,6 @@ class Runner:
         inputs, outputs = self.graph.inputs, self._lowered.outputs
         if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4:
             raise ValueError("io= needs a graph with one image input and one output")
-        photo = np.ascontiguousarray(image)
         rows, columns = padded_size(self.graph, *image.shape[1:3])
         shape = (image.shape[0], 3, rows, columns)
         plan, values = self._plan({inputs[0].name: shape}, external=False)
@@ -171,6 +173,7 @@ class Runner:
                 f"io= needs an output of the input's shape {shape}, not {result_shape}"
             )
         result = None if out is None else _check_out(out, image.shape, image.dtype)
+        photo = np.ascontiguousarray(image)
         direct = result is not None and result.flags.c_contiguous and result.flags.aligned
         target = result if direct and result is not None else np.empty_like(photo)
         if np.may_share_memory(target, photo):

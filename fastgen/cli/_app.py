@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
 import click
 
-__all__ = ["Commands", "progress", "report", "style_error"]
+__all__ = ["Commands", "debugging", "one_line", "progress", "report", "style_error"]
 
 # Packages that a command may need beyond the plain installation -> the extra that brings them.
 _EXTRAS = {
@@ -99,8 +101,13 @@ class Commands(click.Group):
         debug = "--debug" in words[:end]
         # The flag may stand anywhere, also behind a command that does not know it.
         words = [w for i, w in enumerate(words) if i >= end or w != "--debug"]
+        extra.setdefault("obj", {"debug": debug})
         try:
-            code = super().main(words, prog_name or "fastgen", complete_var, False, **extra)
+            with warnings.catch_warnings():
+                if not debug:
+                    # Pillow warns about damage that does not keep it from reading a picture.
+                    warnings.filterwarnings("ignore", module=r"PIL\.")
+                code = super().main(words, prog_name or "fastgen", complete_var, False, **extra)
         except (click.Abort, KeyboardInterrupt):
             click.echo("interrupted", err=True)
             sys.exit(130)
@@ -110,7 +117,7 @@ class Commands(click.Group):
         except Exception as error:
             if debug:
                 raise
-            report(_one_line(error))
+            report(one_line(error))
             sys.exit(1)
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -138,7 +145,7 @@ def _usage_line(error: click.ClickException) -> str:
     return text
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """One line for people: what is wrong, and for a missing package what to install."""
     from fastgen.errors import FastgenError
 
@@ -147,19 +154,32 @@ def _one_line(error: BaseException) -> str:
         if package in _EXTRAS:
             return f"this needs {package}: pip install 'fastgen[{_EXTRAS[package]}]'"
     text = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        text = f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        # Without Python's "[Errno 13]" in front.
+        named = error.filename is not None
+        text = f"{error.filename}: {error.strerror}" if named else error.strerror
+        text = " ".join(text.split())
     if isinstance(error, MemoryError):
-        return "not enough memory; take a smaller image (--max-side)"
+        return (
+            f"not enough memory{': ' * bool(text)}{text}; a smaller image needs less (--max-side)"
+        )
     if isinstance(error, ValueError | TypeError | OSError | FastgenError) and text:
         return text
     kind = type(error).__name__
     return f"{kind}: {text or 'no message'}; run again with --debug for the traceback"
 
 
+def debugging() -> bool:
+    """Whether the running command was called with ``--debug``."""
+    ctx = click.get_current_context(silent=True)
+    return ctx is not None and isinstance(ctx.obj, dict) and bool(ctx.obj.get("debug"))
+
+
 def report(error: str | BaseException) -> None:
-    """Writes ``error: ...`` to stderr as one line."""
-    text = error if isinstance(error, str) else _one_line(error)
+    """Writes ``error: ...`` to stderr as one line; with ``--debug`` the traceback before it."""
+    if isinstance(error, BaseException) and debugging():
+        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+    text = error if isinstance(error, str) else one_line(error)
     click.echo(f"error: {_printable(text)}", err=True)
 
 
@@ -172,7 +192,9 @@ def style_error(error: ValueError) -> Exception:
     """A bad ``--style``, ``--backend`` or ``--precision`` is wrong usage; a bad file is not."""
     from fastgen.errors import FastgenError
 
-    return error if isinstance(error, FastgenError) else click.UsageError(str(error))
+    if isinstance(error, FastgenError) or debugging():
+        return error
+    return click.UsageError(str(error))
 
 
 class progress:  # noqa: N801 (used like a function)

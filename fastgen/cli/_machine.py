@@ -45,7 +45,25 @@ def usable_cores() -> int:
 
 
 def gpus() -> tuple[list[str], str]:
-    """Names of the NVIDIA GPUs, and if there are none, why."""
+    """The NVIDIA GPUs, and if there are none, why.
+
+    Asks the CUDA extension, which sees what a program may use (``CUDA_VISIBLE_DEVICES``); where it
+    was not built, ``nvidia-smi``.
+    """
+    module, _ = engine("_cuda")
+    if module is None:
+        return _gpus_of_driver()
+    count, error = module.device_count()
+    found = []
+    for index in range(count):
+        device = module.device(index)
+        major, minor = device["capability"]
+        memory = device["memory_bytes"] / (1 << 30)
+        found.append(f"{device['name']}, sm_{major}{minor}, {memory:.0f} GiB")
+    return found, "" if found else f"CUDA: {error or 'no device'}"
+
+
+def _gpus_of_driver() -> tuple[list[str], str]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return [], "nvidia-smi was not found"

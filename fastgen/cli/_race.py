@@ -8,6 +8,7 @@ process: it answers every line on stdin with one line of JSON.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import IO, Any
+
+from fastgen.cli._app import one_line
+from fastgen.errors import FastgenError
 
 __all__ = ["Runner", "percentile", "race", "ratio"]
 
@@ -68,7 +72,7 @@ def race(
         warmup: untimed runs of each before the first round.
 
     Raises:
-        RuntimeError: a process ended early; its own message went to stderr.
+        FastgenError: a process failed; in its own words.
     """
     runners = [Runner(spec) for spec in specs]
     processes: list[_Process] = []
@@ -117,8 +121,11 @@ class _Process:
             line = ""
         if not line:
             code = self._process.wait()
-            raise RuntimeError(f"a measured process ended with code {code}; see its message above")
-        return json.loads(line)
+            raise FastgenError(f"a measured process ended with code {code}; see its message above")
+        answer = json.loads(line)
+        if isinstance(answer, dict) and "failed" in answer:
+            raise FastgenError(answer["failed"])
+        return answer
 
     def close(self) -> None:
         for stream in (self._stdin, self._stdout):
@@ -186,5 +193,16 @@ def serve(spec: dict[str, Any]) -> None:
         print(json.dumps(answer), flush=True)
 
 
+def main() -> None:
+    """Serves the spec on the command line; what goes wrong is one more answer."""
+    # Ctrl-C is the parent's: it closes stdin, which ends this process too.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        serve(json.loads(sys.argv[1]))
+    except (FastgenError, ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
+        print(json.dumps({"failed": one_line(error)}), flush=True)
+        sys.exit(1)
+
+
 if __name__ == "__main__":
-    serve(json.loads(sys.argv[1]))
+    main()

@@ -52,7 +52,9 @@ class _Peer(click.ParamType):
     multiple=True,
     help="What is measured against PyTorch (repeatable); every other backend otherwise.",
 )
-@click.option("--threads", type=click.IntRange(1), help="CPU threads of each; all cores otherwise.")
+@click.option(
+    "--threads", type=click.IntRange(1, 1024), help="CPU threads of each; all cores otherwise."
+)
 @click.option(
     "--seconds", type=click.FloatRange(0), default=10.0, show_default=True, help="A size."
 )
@@ -74,15 +76,21 @@ def bench(
     """
     from fastgen import backends
     from fastgen.cli import _machine
-    from fastgen.styles import style_path
+    from fastgen.cli._app import style_error
+    from fastgen.styles import load_style, style_path
 
     backends.get("torch")  # the baseline; says how to install it
     try:
         path = str(style_path(style))
-        for name, _ in peers:
-            backends.get(name)
+        load_style(path)  # what is wrong with it is better said before the race
+        for name, precision in peers:
+            known = ("auto", *backends.get(name).PRECISIONS)
+            if precision not in known:
+                raise ValueError(
+                    f"backend {name!r} has no precision {precision!r}; has {', '.join(known)}"
+                )
     except ValueError as error:
-        raise click.UsageError(str(error)) from None
+        raise style_error(error) from None
     if not peers:
         others = [n for n in backends.names() if n != "torch"]
         peers = tuple((n, "auto") for n in others if backends.why_not(n) is None)

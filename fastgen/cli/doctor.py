@@ -36,7 +36,7 @@ def diagnose() -> dict[str, Any]:
     from fastgen.styles import list_styles
 
     module, why = _machine.engine("_C")
-    _, no_cuda = _machine.engine("_cuda")
+    cuda, no_cuda = _machine.engine("_cuda")
     found, no_gpu = _machine.gpus()
     try:
         name, reason = backends.choose("auto")
@@ -54,9 +54,15 @@ def diagnose() -> dict[str, Any]:
             "why_not": why or None,
             "instruction_sets": list(module.isa_available()) if module is not None else [],
             "instruction_set": _instruction_set(module),
+            "threads": _threads(module),
             "forced": os.environ.get("FASTGEN_CPU_ISA"),
         },
-        "gpu": {"found": found, "why_not": no_gpu or None, "extension_why_not": no_cuda or None},
+        "gpu": {
+            "found": found,
+            "why_not": no_gpu or None,
+            "extension_why_not": no_cuda or None,
+            "extension_archs": None if cuda is None else cuda.compiled_archs(),
+        },
         "backends": {n: {"why_not": backends.why_not(n)} for n in backends.names()},
         "auto": {"backend": name, "why": reason},
         "styles": list_styles(),
@@ -73,17 +79,29 @@ def _instruction_set(module: Any) -> str | None:
         return f"none: {error}"
 
 
+def _threads(module: Any) -> int | str | None:
+    """How many threads the engine takes unless told; also what is wrong with a forced number."""
+    if module is None:
+        return None
+    try:
+        # The instruction set has a line of its own.
+        return int(module.Engine(0, "scalar").threads)
+    except (RuntimeError, ValueError) as error:
+        return f"none: {error}"
+
+
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     cpu, gpu = facts["cpu"], facts["gpu"]
     packages = [f"{k} {v or '-'}" for k, v in facts["packages"].items()]
     if cpu["engine"]:
         level = f"instruction set {cpu['instruction_set']} of {', '.join(cpu['instruction_sets'])}"
+        level += f", threads {cpu['threads']}"
     else:
         level = f"engine missing: {cpu['why_not']}"
     if cpu["forced"]:
         level += f" (FASTGEN_CPU_ISA={cpu['forced']})"
     gpus = "; ".join(gpu["found"]) or f"none: {gpu['why_not']}"
-    built = "no" if gpu["extension_why_not"] else "yes"
+    built = f"yes, for {gpu['extension_archs']}" if gpu["extension_archs"] else "no"
     lines = [
         ("fastgen", f"{facts['fastgen']}, Python {facts['python']}, {facts['system']}"),
         ("packages", ", ".join(packages)),

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from fastgen.cli._app import report
+
 __all__ = ["styles"]
 
 
@@ -24,11 +26,12 @@ def styles(pattern: str, as_json: bool) -> int:
         rows.append({"name": name, "bytes": os.path.getsize(path), "path": str(path)})
         rows[-1]["card"] = style_card(name)
     if as_json:
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
-        return 0
+        click.echo(json.dumps(rows, indent=2))
     if not rows:
-        click.echo(f"no style matches {pattern!r}", err=True)
-        return 0 if pattern == "*" else 1
+        report(f"no style matches {pattern!r}; `fastgen styles` lists all")
+        return 1
+    if as_json:
+        return 0
     width = max(len(row["name"]) for row in rows)
     for row in rows:
         painting = row["card"].get("painting", {})

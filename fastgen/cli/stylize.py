@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from fastgen.cli._app import progress, report, style_error
+from fastgen.cli._app import debugging, one_line, progress, report, style_error
 from fastgen.image import (
     DEFAULT_MAX_PIXELS,
     READ_SUFFIXES,
@@ -40,7 +40,7 @@ _WILD = "*?["
 @click.option("--max-side", type=click.IntRange(1), help="Shrink photos to this longer side first.")
 @click.option("--backend", default="auto", show_default=True, help="auto, cpu or torch.")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16, ...")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.")
 @click.option(
     "--max-pixels",
     type=click.IntRange(1),
@@ -97,10 +97,13 @@ def stylize(
                 save(result, target)
             except (OSError, ValueError, MemoryError) as error:
                 line.clear()
-                text = " ".join(str(error).split()) or type(error).__name__
+                text = one_line(error)
                 if source not in text and target not in text:
                     text = f"{source}: {text}"
-                report(text)
+                if debugging():
+                    report(error)
+                else:
+                    report(text)
                 records.append({"input": source, "error": text})
                 continue
             seconds = time.perf_counter() - start
@@ -131,6 +134,7 @@ def expand(inputs: tuple[str, ...]) -> tuple[list[str], list[tuple[str, str]]]:
         if os.path.isdir(item):
             names = sorted(os.listdir(item))
             files = [os.path.join(item, n) for n in names if n.lower().endswith(READ_SUFFIXES)]
+            files = [f for f in files if not os.path.isdir(f)]
             if not files:
                 failures.append((item, f"{item}: no images in this folder"))
         elif not os.path.lexists(item) and any(c in item for c in _WILD):
@@ -140,7 +144,7 @@ def expand(inputs: tuple[str, ...]) -> tuple[list[str], list[tuple[str, str]]]:
         else:
             files = [item]
             if not os.path.exists(item):
-                failures.append((item, f"{item}: no such file"))
+                failures.append((item, f"{item or repr(item)}: no such file"))
                 continue
         found.update(dict.fromkeys(files))
     return list(found), failures
@@ -163,8 +167,9 @@ def plan(photos: list[str], output: str, folder: bool) -> list[tuple[str, str]]:
     if not folder:
         if not is_output_suffix(output):
             suffix = os.path.splitext(output)[1]
+            what = repr(suffix) if suffix else "a file without suffix"
             raise click.UsageError(
-                f"cannot write {suffix or 'a file without suffix'!r}; use one of "
+                f"-o {output!r}: cannot write {what}; use one of "
                 f"{' '.join(WRITE_SUFFIXES)}, or end the name with / for a folder"
             )
         jobs = [(photos[0], output)]

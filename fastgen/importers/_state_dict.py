@@ -58,7 +58,8 @@ def read_state_dict(path: Path, supported: str) -> dict[str, np.ndarray]:
             f"its state_dict alone. Supported: {supported}"
         ) from None
     except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        # PyTorch's first sentence; the others ask for bug reports.
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0][:120]
         raise CheckpointError(
             f"{path}: not a checkpoint that PyTorch can read ({reason}); supported: {supported}"
         ) from None
@@ -76,7 +77,20 @@ def read_state_dict(path: Path, supported: str) -> dict[str, np.ndarray]:
 def _array(path: Path, key: object, value: Any, torch: Any) -> np.ndarray:
     if not isinstance(key, str) or not isinstance(value, torch.Tensor):
         raise CheckpointError(
-            f"{path}: entry {str(key)[:60]!r} is a {type(value).__name__}, must be a tensor"
+            f"{path}: entry {key!r:.60} is a {type(value).__name__}, must be a tensor with a name"
+        )
+    dense = value.layout == torch.strided and not value.is_meta and not value.is_quantized
+    if not dense or value.is_complex():
+        kind = f"{str(value.dtype).removeprefix('torch.')}, {value.layout}, {value.device}"
+        raise CheckpointError(
+            f"{path}: weight {key[:60]!r} is {kind}; must be a dense tensor of real numbers"
+        )
+    # A view may claim any size over one stored number.
+    stored = value.untyped_storage().nbytes()
+    if value.numel() * value.element_size() > stored:
+        raise CheckpointError(
+            f"{path}: weight {key[:60]!r} has the shape {tuple(value.shape)}, but the file stores "
+            f"{stored} bytes of it"
         )
     array = value.detach().to("cpu", torch.float32).numpy().copy()
     if not np.isfinite(array).all():

@@ -110,6 +110,13 @@ def load_style(name_or_path: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
     if len(ckpt.graph.outputs) != 1:
         outputs = ", ".join(ckpt.graph.outputs)
         raise CheckpointError(f"{where}: its graph has the outputs {outputs}; a style has one")
+    image = ckpt.graph.smallest_shapes()[ckpt.graph.inputs[0].name]
+    result = ckpt.graph.infer_shapes(ckpt.graph.smallest_shapes())
+    (value,) = ckpt.graph.outputs.values()
+    if result[value] != image:
+        raise CheckpointError(
+            f"{where}: its graph turns the shape {image} into {result[value]}; a style keeps it"
+        )
     return ckpt
 
 
