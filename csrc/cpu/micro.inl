@@ -73,8 +73,8 @@ void micro(const MicroArgs& a, int pixels, int nb) {
 }
 
 // Statistics (Chan, Golub, LeVeque 1979): every register tile gives its mean and its sum of squared
-// deviations, and those are merged. All numbers are relative to the part's first value, so neither
-// a large mean nor an unusual first value costs accuracy.
+// deviations, taken around the mean so far, and those are merged. Means are relative to the part's
+// first value. So neither a large mean nor an unusual first value costs accuracy.
 void finish(const FinishArgs& a) {
   const float count = static_cast<float>(a.pixels);
   const float share = count / (count + static_cast<float>(a.before));
@@ -91,22 +91,19 @@ void finish(const FinishArgs& a) {
       }
       float* stats = a.stats + b * 3 * kBlock + j * VL;
       const vf pivot = a.before ? load(stats) : activate(load(tile), a.act, a.slope);
+      const vf base = a.before ? pivot + load(stats + kBlock) : pivot;
       vf sum{}, squares{};
       for (int p = 0; p < a.pixels; ++p) {
         const vf y = activate(load(tile + p * step), a.act, a.slope);
         store(out + p * a.out_pixel, y);
-        sum += y - pivot;
-      }
-      vf mean = sum * (1.0f / count);
-      for (int p = 0; p < a.pixels; ++p) {
-        const vf d = load(out + p * a.out_pixel) - pivot - mean;
+        const vf d = y - base;
+        sum += d;
         squares += d * d;
       }
-      if (a.before) {
-        const vf old = load(stats + kBlock), delta = mean - old;
-        mean = old + delta * share;
-        squares += load(stats + 2 * kBlock) + delta * delta * cross;
-      }
+      const vf delta = sum * (1.0f / count);
+      const vf mean = base - pivot + delta * share;
+      squares -= sum * delta;
+      if (a.before) squares += load(stats + 2 * kBlock) + delta * delta * cross;
       store(stats, pivot);
       store(stats + kBlock, mean);
       store(stats + 2 * kBlock, squares);

@@ -186,7 +186,7 @@ void write_norm(const Context& context, const NormSpec& norm, int64_t image, int
   float* shift = context.shift(norm.slot, image) + block * kBlock;
   for (int c = 0; c < kBlock; ++c) {
     const size_t channel = block * kBlock + c;
-    const double variance = m2[c] / count;
+    const double variance = std::max(m2[c], 0.0) / count;
     double s = 1.0 / std::sqrt(variance + static_cast<double>(norm.eps));
     if (channel < norm.weight.size()) s *= norm.weight[channel];
     const double b = channel < norm.bias.size() ? norm.bias[channel] : 0.0;
