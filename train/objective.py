@@ -25,7 +25,7 @@ from fastgen.train.vgg import LossNetwork, load_loss_network
 
 # Calibrated by eye on paintings as different as Starry Night and Great Wave; see
 # docs/training.md. Content is 1 by definition.
-STYLE_WEIGHT = 5.0
+STYLE_WEIGHT = 10.0
 TV_WEIGHT = 0.05
 
 # Fixed, whatever a run's own crops are: networks of one painting must share one objective.

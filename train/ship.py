@@ -1,4 +1,4 @@
-"""Turns a trained style into a shipped one: fp16 checkpoint, card, and the table of all cards.
+"""Turns a trained style into a shipped one: fp16 checkpoint and card.
 
     python -m fastgen.train.ship wave.safetensors --name great_wave --title ... -o fastgen/styles
 
@@ -14,8 +14,9 @@ from typing import Any
 import click
 
 from fastgen.checkpoint import atomic_write, load_checkpoint, save_checkpoint
+from fastgen.train.style import training_history
 
-__all__ = ["card", "styles_table"]
+__all__ = ["card"]
 
 
 def card(meta: dict[str, Any], graph_name: str, parameters: int, megamacs: int) -> dict[str, Any]:
@@ -48,29 +49,18 @@ def card(meta: dict[str, Any], graph_name: str, parameters: int, megamacs: int) 
     }
 
 
-def styles_table(folder: Path) -> str:
-    """Markdown table of all cards in a folder, sorted by name."""
-    rows = [
-        "| style | painting | network | weights | MMAC at 256x256 | steps | sha256 |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for path in sorted(folder.glob("*.json")):
-        c = json.loads(path.read_text(encoding="utf-8"))
-        p, n = c["painting"], c["network"]
-        rows.append(
-            f"| `{c['style']}` | {p['title']}, {p['artist']}, {p['year']} | {n['model']} | "
-            f"{n['parameters']:,} | {n['million_multiply_adds_256x256']:,} | "
-            f"{c['training']['steps']} | `{c['sha256'][:12]}` |"
-        )
-    return "\n".join(rows) + "\n"
-
-
 @click.command()
 @click.argument("checkpoint", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--name", required=True, help="style name, e.g. great_wave.small")
 @click.option("--title", required=True, help="title of the painting")
 @click.option("--artist", required=True, help="painter and year of death")
 @click.option("--year", required=True, help="year of the painting")
+@click.option(
+    "--earlier",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="checkpoints of the runs before, oldest first, when the checkpoint does not list them",
+)
 @click.option("--licence", default="Apache-2.0", show_default=True)
 @click.option("--painting-terms", default="public domain (the artist died over 70 years ago)")
 @click.option("--photos-note", required=True, help="what the photos are, and their terms")
@@ -84,6 +74,7 @@ def main(
     title: str,
     artist: str,
     year: str,
+    earlier: tuple[Path, ...],
     licence: str,
     painting_terms: str,
     photos_note: str,
@@ -94,6 +85,10 @@ def main(
     ckpt = load_checkpoint(checkpoint)
     provenance = ckpt.meta["provenance"]
     provenance["painting"].update(title=title, artist=artist, year=year, terms=painting_terms)
+    if earlier:
+        runs = [training_history(load_checkpoint(path))[-1] for path in earlier]
+        provenance["training"].pop("init", None)
+        provenance["training"]["earlier"] = runs
     provenance["photos"]["note"] = photos_note
     provenance["loss_network"]["note"] = vgg_note
     ckpt.meta.update(style=name, licence=licence)
@@ -101,7 +96,7 @@ def main(
     megamacs = round(ckpt.graph.multiply_adds({"image": (1, 3, 256, 256)}) / 1e6)
     content = card(ckpt.meta, ckpt.graph.name, ckpt.graph.parameter_count(), megamacs)
     atomic_write(output / f"{name}.json", (json.dumps(content, indent=2) + "\n").encode())
-    click.echo(styles_table(output), nl=False)
+    click.echo(f"{output / name}.safetensors")
 
 
 if __name__ == "__main__":

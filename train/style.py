@@ -202,6 +202,25 @@ def _check_same(options: StyleOptions, state: dict[str, Any]) -> None:
             )
 
 
+def training_history(ckpt: Checkpoint) -> list[dict[str, Any]]:
+    """All runs that led to a checkpoint, oldest first, as the ``earlier`` of the next run.
+
+    Args:
+        ckpt: a checkpoint that a run starts from (``--init``).
+
+    Returns:
+        One entry a run: style, sha256, painting, stages, steps, learning rate and strength; a
+        checkpoint that was not trained here (an imported one) gives only its name and sha256.
+    """
+    provenance = ckpt.meta.get("provenance") or {}
+    training, objective = provenance.get("training") or {}, provenance.get("objective") or {}
+    entry = {"style": ckpt.meta.get("style"), "sha256": ckpt.meta.get("sha256")}
+    entry |= {"painting": (provenance.get("painting") or {}).get("file")}
+    entry |= {k: training[k] for k in ("stages", "steps", "lr", "seed") if k in training}
+    entry |= {k: objective[k] for k in ("style_strength", "tv_per_value") if k in objective}
+    return [*(training.get("earlier") or []), entry]
+
+
 def _provenance(
     options: StyleOptions,
     objective: Objective,
@@ -241,7 +260,7 @@ def _provenance(
             "lr": options.lr,
             "precision": options.precision,
             "seed": options.seed,
-            "init": options.init.name if options.init else None,
+            "earlier": training_history(load_checkpoint(options.init)) if options.init else [],
             "losses": {k: float(f"{v:.5g}") for k, v in losses.items()},
             "seconds": round(seconds),
             "torch": torch.__version__,
