@@ -1,0 +1,39 @@
+"""Every shipped style on the example photo: the engine against the torch reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fastgen
+
+pytest.importorskip("torch")
+PHOTO = Path(__file__).resolve().parents[1] / "examples" / "coffee.jpg"
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    with Image.open(PHOTO) as image:
+        # An odd size, so that padding and cropping take part.
+        small = image.convert("RGB").resize((247, 165), Image.Resampling.LANCZOS)
+    return np.asarray(small, np.float32) / 255
+
+
+@pytest.mark.parametrize("name", fastgen.list_styles())
+def test_engine_is_within_the_gate_of_the_reference(name: str, photo: np.ndarray) -> None:
+    ours = fastgen.stylize(photo, name, backend="cpu", precision="fp32")
+    reference = fastgen.stylize(photo, name, backend="torch", precision="fp32")
+    assert np.abs(ours - reference).max() * 255 <= 0.02
+    # The picture is neither the photo nor flat.
+    assert np.abs(ours - photo).mean() > 0.05
+    assert ours.std() > 0.1
+
+
+def test_three_paintings_in_two_sizes_are_shipped() -> None:
+    paintings = {name.partition(".")[0] for name in fastgen.list_styles()}
+    assert len(paintings) >= 3
+    assert set(fastgen.list_styles("*.small")) == {f"{p}.small" for p in paintings}
+    assert "starry_night" in paintings  # the default of fastgen.stylize
