@@ -9,7 +9,7 @@ release = version = metadata.version("fastgen")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "markdown"}
 root_doc = "index"
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "results"]  # results: reports beside the pages, not pages
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 
