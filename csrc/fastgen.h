@@ -142,6 +142,18 @@ double peak_flops(const std::string& isa, double seconds, int threads);
 // Bytes per second (read plus written) of a copy of `bytes` on `threads` threads.
 double copy_bandwidth(int64_t bytes, double seconds, int threads);
 
+// ------------------------------------------------------------------ fused operations
+
+enum DType : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+
+// A (N,C,H,W) tensor as the caller has it: any strides, counted in elements.
+struct Strided {
+  const void* data = nullptr;
+  int64_t n = 0, c = 0, h = 0, w = 0;
+  int64_t stride_n = 0, stride_c = 0, stride_h = 0, stride_w = 0;
+  int dtype = kFloat32;
+};
+
 // ------------------------------------------------------------------ cuda
 
 struct CudaDevice {
