@@ -141,10 +141,15 @@ def _interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(recipe, "_step", wrapped)
 
 
-@pytest.mark.parametrize("at", [4, 7])
+@pytest.mark.parametrize(("at", "optimizer"), [(4, "adam"), (7, "adam"), (5, "muon")])
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    options: StyleOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+    options: StyleOptions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at: int,
+    optimizer: str,
 ) -> None:
+    options = dataclasses.replace(options, optimizer=optimizer)
     whole = train_style(dataclasses.replace(options, output=tmp_path / "whole.safetensors"))
     with monkeypatch.context() as patch:
         _interrupt_at(patch, at)
@@ -248,7 +253,8 @@ def test_stages_and_learning_rate(options: StyleOptions) -> None:
     assert [(s.size, s.batch, s.steps) for s in plan] == [(160, 4, 70), (256, 2, 30)]
     assert [stage_at(plan, i).size for i in (0, 69, 70, 99, 100)] == [160, 160, 256, 256, 256]
     rates = [learning_rate(run, i, 100) for i in range(101)]
-    assert rates[:71] == [run.lr] * 71
+    assert rates[:29] == pytest.approx([run.lr * (i + 1) / 30 for i in range(29)])
+    assert rates[29:71] == [run.lr] * 42
     assert all(a > b for a, b in pairwise(rates[70:]))
     assert rates[85] == pytest.approx(0.51 * run.lr)
     assert rates[100] == pytest.approx(0.02 * run.lr)

@@ -167,7 +167,7 @@ class StateFolder:
         Args:
             step: Finished steps.
             module: Its whole ``state_dict`` is saved.
-            optimizer: Adam over ``module.parameters()``, one group.
+            optimizer: Over ``module.parameters()``, one group; its states are tensors.
             info: JSON-ready: options, history, objective.
 
         Returns:
@@ -225,6 +225,8 @@ class StateFolder:
                     continue
                 entries[index] = {"step": moments[f"{name}.step"]}
                 for key in ("exp_avg", "exp_avg_sq"):
+                    if f"{name}.{key}" not in moments:
+                        continue  # Muon's matrices have no second moment
                     # in the parameter's memory layout, as in an uninterrupted run
                     moment = torch.empty_like(parameter, requires_grad=False)
                     entries[index][key] = moment.copy_(moments[f"{name}.{key}"])

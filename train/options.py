@@ -81,7 +81,10 @@ class StyleOptions(ObjectiveOptions):
     finish_batch: int | None = option(
         None, help="crops a step in the last stage (default: as many pixels as --batch at --size)"
     )
-    lr: float = option(1e-3, help="learning rate of Adam")
+    optimizer: str = option(
+        "adam", help="adam, or muon to finish a network of --init", choices=("adam", "muon")
+    )
+    lr: float = option(1e-3, help="learning rate")
     decay: float = option(
         0.6, help="fraction of all steps, at the end, with cosine decay of the rate"
     )

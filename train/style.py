@@ -42,6 +42,7 @@ from fastgen.train.objective import (
     crops_for_calibration,
     to_tensor,
 )
+from fastgen.train.optim import make_optimizer
 from fastgen.train.options import StyleOptions, main
 
 __all__ = ["StyleOptions", "StyleResult", "run", "train_style"]
@@ -115,12 +116,17 @@ def stage_at(plan: list[Stage], step: int) -> Stage:
 
 
 def learning_rate(options: StyleOptions, step: int, total: int) -> float:
-    """Constant, then a half cosine down to 2 % of it over the last ``decay`` of the steps."""
+    """Rises over 30 steps, stays, then a half cosine to 2 % over the last ``decay`` of the steps.
+
+    The rise keeps a finished network (``--init``) from being thrown off by the first steps, whose
+    momentum and second moments know a handful of crops only.
+    """
+    rate = options.lr * min(1.0, (step + 1) / 30)
     tail = options.decay * total
     done = (step - (total - tail)) / tail if tail > 0 else -1.0
     if done <= 0:
-        return options.lr
-    return options.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+        return rate
+    return rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
 def build_graph(options: StyleOptions) -> Graph:
@@ -216,7 +222,9 @@ def training_history(ckpt: Checkpoint) -> list[dict[str, Any]]:
     training, objective = provenance.get("training") or {}, provenance.get("objective") or {}
     entry = {"style": ckpt.meta.get("style"), "sha256": ckpt.meta.get("sha256")}
     entry |= {"painting": (provenance.get("painting") or {}).get("file")}
-    entry |= {k: training[k] for k in ("stages", "steps", "lr", "seed") if k in training}
+    entry |= {
+        k: training[k] for k in ("stages", "steps", "optimizer", "lr", "seed") if k in training
+    }
     entry |= {k: objective[k] for k in ("style_strength", "tv_per_value") if k in objective}
     return [*(training.get("earlier") or []), entry]
 
@@ -257,6 +265,7 @@ def _provenance(
             "steps": step,
             "stages": [dataclasses.asdict(stage) for stage in plan],
             "processes": world,
+            "optimizer": options.optimizer,
             "lr": options.lr,
             "precision": options.precision,
             "seed": options.seed,
@@ -329,7 +338,7 @@ def _train(
     if options.init is None:
         match_range(module, to_tensor(batch_at(photos, 0, 64, 8, options.seed), device))
     processes.same(module)
-    optimizer = torch.optim.Adam(module.parameters(), lr=options.lr)
+    optimizer = make_optimizer(options.optimizer, module.parameters(), options.lr)
     first, seconds_before, weights = 0, 0.0, None
     recent: list[list[float]] = []  # terms of the last steps
     if options.resume:
