@@ -21,6 +21,11 @@ __all__ = [
     "vector",
 ]
 
+# A torch tensor or a numpy array; every array of one call is of the same kind, results included.
+Array = Any
+# stride, padding, padding mode, upsampling
+Geometry = tuple[Any, ...]
+
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 MAX_KERNEL = 15
 MAX_PADDING = 1024

@@ -213,7 +213,7 @@ def fold(
     what is None is left out. float64 when ``dtype`` is. Differentiable for torch tensors.
     """
     if isinstance(weight, np.ndarray):
-        result = np.float64 if dtype == "float64" else np.float32
+        result: Any = np.float64 if dtype == "float64" else np.float32
         zeros: Any = np.zeros(weight.shape[0], result)
 
         def cast(v: Any, to: Any) -> Any:
@@ -244,7 +244,7 @@ def fold(
     return cast(weight, result), zeros if offset is None else cast(offset, result)
 
 
-def to_numpy(value: Any) -> np.ndarray | None:
+def to_numpy(value: Any) -> Any:
     """A C-contiguous copy as an array of what an array or tensor holds; None stays None."""
     if value is None:
         return None

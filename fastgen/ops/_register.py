@@ -74,7 +74,7 @@ def _define() -> None:
     # Kernels are told the layout of their inputs by their strides, so compilers must keep them.
     tag = getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order)
     library = torch.library.Library("fastgen", "DEF")
-    parts = {
+    parts: dict[str, tuple[Any, Any, Any, Any]] = {
         "gram_matrix": (_gram, _gram_fake, _gram_setup, _gram_backward),
         "concat_features": (_concat, _concat_fake, _concat_setup, _concat_backward),
         "conv_bn_leaky_relu": (_conv, _conv_fake, _conv_setup, _conv_backward),
@@ -372,7 +372,7 @@ def _norm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
 
 
 def _norm_backward(ctx: Any, dy: Tensor, dscale: Tensor, dshift: Tensor) -> tuple[Any, ...]:
-    """Through the statistics: scale = gamma r, shift = beta - mean gamma r, r = (var + eps)^-1/2."""
+    """Through scale = gamma r and shift = beta - mean gamma r, with r = (var + eps)^-1/2."""
     import torch
 
     x, weight, gamma, scale, shift, residual, y = ctx.saved_tensors

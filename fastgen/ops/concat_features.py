@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from numpy import ndarray
 
 from fastgen.ops import _check, _dispatch, _register
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    Array = TypeVar("Array", Tensor, ndarray)
+from fastgen.ops._check import Array
 
 __all__ = ["concat_features"]
 

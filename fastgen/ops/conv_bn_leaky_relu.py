@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from numpy import ndarray
 
 from fastgen.ops import _check, _dispatch, _packed, _ref, _register
+from fastgen.ops._check import Array, Geometry
 from fastgen.ops._packed import PackedConv
 from fastgen.ops._spec import ConvSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    Array = TypeVar("Array", Tensor, ndarray)
 
 __all__ = ["conv_bn_leaky_relu", "pack_conv_bn"]
 
@@ -82,7 +78,7 @@ def conv_bn_leaky_relu(
     Checkerboard Artifacts*, 2016.
     """
     dtype = _check.dtype_name("x", x)
-    if type(weight) is PackedConv:
+    if isinstance(weight, PackedConv):
         if not (
             bias is gamma is beta is mean is var is None
             and (eps, negative_slope, stride, padding) == (1e-5, 0.2, 1, 0)
@@ -113,7 +109,7 @@ def conv_bn_leaky_relu(
     folded = _packed.fold(weight, *parameters, eps, dtype)
     if not direct:
         return _register.op(_OP)(x, *folded, residual, *where, negative_slope, impl, 0)
-    arrays = [_packed.to_numpy(v) for v in folded]
+    arrays = _packed.to_numpy(folded[0]), _packed.to_numpy(folded[1])
     spec = ConvSpec(*arrays, *where, negative_slope, dtype)
     home = None if array or x.is_cpu else str(x.device)
     return _dispatch.run(modules, lambda m: m.conv(x, m.pack_conv(spec, home), residual))
@@ -198,7 +194,7 @@ def check_parameters(
         _check.vector(name, value, weight.shape[0], weight)
 
 
-def check_input(x: Any, shape: tuple[int, ...], where: tuple[Any, ...], residual: Any) -> None:
+def check_input(x: Any, shape: tuple[int, ...], where: Geometry, residual: Any) -> None:
     """The input and the residual fit a convolution with weights of this shape.
 
     Raises:
@@ -230,14 +226,17 @@ def apply_packed(x: Any, dtype: str, packed: PackedConv, residual: Any, impl: st
     return _register.op(_OP)(x, weight, bias, residual, *where, slope, packed.impl, packed.key)
 
 
-def fold_arrays(weight: Any, parameters: tuple[Any, ...], eps: float, dtype: str) -> list[Any]:
+def fold_arrays(
+    weight: Any, parameters: tuple[Any, ...], eps: float, dtype: str
+) -> tuple[Any, Any]:
     """Folded weight and bias as arrays of their own.
 
     Raises:
         ValueError: a variance that is too small.
     """
-    arrays = [_packed.to_numpy(v) for v in (weight, *parameters)]
-    var = arrays[5]
+    bias, gamma, beta, mean, var = map(_packed.to_numpy, parameters)
     if var is not None and not (var + eps > 0).all():
         raise ValueError(f"var has the value {var.min()}, var + eps must be > 0; check the weights")
-    return [_packed.to_numpy(v) for v in _packed.fold(*arrays, eps, dtype)]
+    whole = _packed.to_numpy(weight), bias, gamma, beta, mean, var
+    folded = _packed.fold(*whole, eps, dtype)
+    return _packed.to_numpy(folded[0]), _packed.to_numpy(folded[1])

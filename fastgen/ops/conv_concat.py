@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from numpy import ndarray
 
 from fastgen.ops import _check, _dispatch, _packed, _ref, _register
+from fastgen.ops._check import Array, Geometry
 from fastgen.ops._packed import PackedConv, PackedConvConcat, StylePart
 from fastgen.ops._spec import ConvSpec
 from fastgen.ops.concat_features import check_style
 from fastgen.ops.conv_bn_leaky_relu import apply_packed, check_parameters, fold_arrays
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    Array = TypeVar("Array", Tensor, ndarray)
 
 __all__ = ["conv_concat", "pack_conv_concat", "style_part"]
 
@@ -42,9 +38,9 @@ def conv_concat(
 ) -> Array:
     """``conv_bn_leaky_relu(concat_features(content, style), ...)`` without the concatenation.
 
-    A convolution is linear in its input: ``conv([a; b]) = conv_a(a) + conv_b(b)``. The style's half
-    is computed once (:meth:`PackedConvConcat.style_part`) and added to the content's half where that
-    is stored. In float16 and bfloat16 the style's half is rounded once, as an output would be.
+    A convolution is linear: ``conv([a; b]) = conv_a(a) + conv_b(b)``. The style's half is
+    computed once (:meth:`PackedConvConcat.style_part`) and added where the content's half is stored.
+    In float16 and bfloat16 the style's half is rounded once, as an output would be.
     Differentiable as :func:`fastgen.ops.conv_bn_leaky_relu`, and with respect to the style.
 
     Args:
@@ -78,7 +74,7 @@ def conv_concat(
         ImplUnavailable: the named implementation cannot run here; the message says why.
     """
     dtype = _check.dtype_name("content", content)
-    if type(weight) is PackedConvConcat:
+    if isinstance(weight, PackedConvConcat):
         if not (
             bias is gamma is beta is mean is var is None
             and (eps, negative_slope, stride, padding) == (1e-5, 0.2, 1, 0)
@@ -89,7 +85,7 @@ def conv_concat(
                 "packed weights already have bias, batch norm, slope and geometry; leave them out"
             )
         return _apply(content, dtype, style, weight, impl)
-    if type(style) is StylePart:
+    if isinstance(style, StylePart):
         raise TypeError("style is a StylePart and the weights are not packed; give packed ones")
     parameters = (bias, gamma, beta, mean, var)
     check_parameters(weight, parameters, eps, stride, padding, padding_mode, upsample)
@@ -115,7 +111,7 @@ def conv_concat(
     if direct:
         home = "cpu" if array else str(content.device)
         folded = _packed.fold(weight, *parameters, eps, dtype)
-        arrays = [_packed.to_numpy(v) for v in folded]
+        arrays = _packed.to_numpy(folded[0]), _packed.to_numpy(folded[1])
         packed = _pack(arrays, c, where, negative_slope, dtype, impl, home)
         return _apply(content, dtype, style, packed, "auto")
     full, offset = _packed.fold(weight, *parameters, eps, dtype)
@@ -209,7 +205,7 @@ def style_part(
 
 def _apply(content: Any, dtype: str, style: Any, packed: PackedConvConcat, impl: str) -> Any:
     _, _, h, w = _check.features("content", content)
-    if type(style) is not StylePart:
+    if not isinstance(style, StylePart):
         check_style(content, style)
         style = style_part(packed, style, h, w)
     elif style.packed is not packed:
@@ -223,9 +219,9 @@ def _apply(content: Any, dtype: str, style: Any, packed: PackedConvConcat, impl:
 
 
 def _pack(
-    arrays: list[Any],
+    arrays: tuple[Any, Any],
     content_channels: int,
-    where: tuple[Any, ...],
+    where: Geometry,
     negative_slope: float,
     dtype: str,
     impl: str,

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from numpy import ndarray
 
 from fastgen.ops import _check, _dispatch, _packed, _ref, _register
+from fastgen.ops._check import Array, Geometry
 from fastgen.ops._packed import PackedConv
 from fastgen.ops._spec import ConvSpec
 from fastgen.ops.conv_bn_leaky_relu import check_input, check_parameters
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    Array = TypeVar("Array", Tensor, ndarray)
 
 __all__ = ["conv_instance_norm", "pack_conv_instance_norm"]
 
@@ -41,13 +37,13 @@ def conv_instance_norm(
     """A convolution and, as two numbers for each image and channel, the norm of its output.
 
     ``y = conv(pad(up(load(x)))) + bias``, with
-    ``load(x) = leaky_relu(x scale_in + shift_in, load_slope) + residual``, and from the mean and the
-    biased variance of each plane of y: ``scale = gamma / sqrt(var + eps)``,
+    ``load(x) = leaky_relu(x scale_in + shift_in, load_slope) + residual``, and from mean and biased
+    variance of each plane of y: ``scale = gamma / sqrt(var + eps)``,
     ``shift = beta - mean scale``. So the normalised output is ``y scale + shift``, which the next
-    call applies when it reads (``norm=(scale, shift)``): an instance norm costs no pass over memory.
-    Statistics are those of the sums before y is rounded to its dtype, robust to means that are large
-    beside the spread. Zero padding pads ``load(x)``. Differentiable with respect to every tensor
-    (for packed weights to x, norm and residual).
+    call applies as it reads (``norm=(scale, shift)``): an instance norm costs no pass over memory.
+    Statistics are those of the sums before y is rounded to its dtype, robust to means that are
+    large beside the spread. Zero padding pads ``load(x)``. Differentiable with respect to every
+    tensor (for packed weights to x, norm and residual).
 
     Args:
         x: (N, I, H, W) float32, float16, bfloat16, or float64 (``ref`` only); contiguous or
@@ -82,7 +78,7 @@ def conv_instance_norm(
     Stylization*, 2016.
     """
     dtype = _check.dtype_name("x", x)
-    if type(weight) is PackedConv:
+    if isinstance(weight, PackedConv):
         if not (
             bias is gamma is beta is None
             and (eps, stride, padding, upsample, load_slope) == (1e-5, 1, 0, 1, 1.0)
@@ -117,8 +113,8 @@ def conv_instance_norm(
         bias = weight.new_zeros(size, dtype=wide) if bias is None else bias.to(wide)
         gamma = weight.new_ones(size, dtype=wide) if gamma is None else gamma.to(wide)
         beta = weight.new_zeros(size, dtype=wide) if beta is None else beta.to(wide)
-        rest = (scale, shift, residual, *where, eps, load_slope, impl, 0)
-        return _register.op(_OP)(x, weight.to(wide), bias, gamma, beta, *rest)
+        call = (scale, shift, residual, *where, eps, load_slope, impl, 0)
+        return _register.op(_OP)(x, weight.to(wide), bias, gamma, beta, *call)
     spec = _spec(weight, bias, gamma, beta, eps, where, load_slope, dtype)
     home = None if array or x.is_cpu else str(x.device)
     return _dispatch.run(
@@ -181,7 +177,7 @@ def _spec(
     gamma: Any,
     beta: Any,
     eps: float,
-    where: tuple[Any, ...],
+    where: Geometry,
     load_slope: float,
     dtype: str,
 ) -> ConvSpec:

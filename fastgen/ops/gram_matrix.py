@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
-
 from numpy import ndarray
 
 from fastgen.ops import _check, _dispatch, _register
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    Array = TypeVar("Array", Tensor, ndarray)
+from fastgen.ops._check import Array
 
 __all__ = ["gram_matrix"]
 
