@@ -24,7 +24,7 @@ __all__ = [
 # A torch tensor or a numpy array; every array of one call is of the same kind, results included.
 Array = Any
 # stride, padding, padding mode, upsampling
-Geometry = tuple[Any, ...]
+Geometry = Any
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 MAX_KERNEL = 15

@@ -93,7 +93,7 @@ def conv_bn_leaky_relu(
     check_parameters(weight, parameters, eps, stride, padding, padding_mode, upsample)
     _check.same_kind("weight", weight, "x", x, dtype=False)
     negative_slope = _check.slope("negative_slope", negative_slope)
-    where = (stride, padding, padding_mode, upsample)
+    where: Geometry = (stride, padding, padding_mode, upsample)
     check_input(x, tuple(weight.shape), where, residual)
     _dispatch.check_impl(impl)
     x, residual = _check.as_dense(x), None if residual is None else _check.as_dense(residual)
@@ -169,7 +169,7 @@ def pack_conv_bn(
     negative_slope = _check.slope("negative_slope", negative_slope)
     name, home = _packed.target(weight, dtype, device)
     folded = fold_arrays(weight, parameters, eps, name)
-    where = (stride, padding, padding_mode, upsample)
+    where: Geometry = (stride, padding, padding_mode, upsample)
     return PackedConv(_OP, ConvSpec(*folded, *where, negative_slope, name), impl, home)
 
 

@@ -39,8 +39,8 @@ def conv_concat(
     """``conv_bn_leaky_relu(concat_features(content, style), ...)`` without the concatenation.
 
     A convolution is linear: ``conv([a; b]) = conv_a(a) + conv_b(b)``. The style's half is
-    computed once (:meth:`PackedConvConcat.style_part`) and added where the content's half is stored.
-    In float16 and bfloat16 the style's half is rounded once, as an output would be.
+    computed once (:meth:`PackedConvConcat.style_part`) and added where the content's is stored. In
+    float16 and bfloat16 the style's half is rounded once, as an output would be.
     Differentiable as :func:`fastgen.ops.conv_bn_leaky_relu`, and with respect to the style.
 
     Args:
@@ -93,7 +93,7 @@ def conv_concat(
     negative_slope = _check.slope("negative_slope", negative_slope)
     check_style(content, style)
     _check_channels(content.shape[1], style.shape[1], weight.shape[1])
-    where = (stride, padding, padding_mode, upsample)
+    where: Geometry = (stride, padding, padding_mode, upsample)
     _check.output_size(tuple(content.shape[2:]), weight.shape[2], *where)
     _dispatch.check_impl(impl)
     content = _check.as_dense(content)
@@ -176,7 +176,7 @@ def pack_conv_concat(
     _check.channel_split(content_channels, weight.shape[1])
     name, home = _packed.target(weight, dtype, device)
     arrays = fold_arrays(weight, parameters, eps, name)
-    where = (stride, padding, padding_mode, upsample)
+    where: Geometry = (stride, padding, padding_mode, upsample)
     return _pack(arrays, content_channels, where, negative_slope, name, impl, home)
 
 

@@ -91,7 +91,7 @@ def conv_instance_norm(
     check_parameters(weight, (bias, gamma, beta), eps, stride, padding, padding_mode, upsample)
     _check.same_kind("weight", weight, "x", x, dtype=False)
     load_slope = _check.slope("load_slope", load_slope)
-    where = (stride, padding, padding_mode, upsample)
+    where: Geometry = (stride, padding, padding_mode, upsample)
     check_input(x, tuple(weight.shape), where, None)
     scale, shift = _check_load(x, dtype, norm, load_slope, residual)
     _dispatch.check_impl(impl)
@@ -166,7 +166,7 @@ def pack_conv_instance_norm(
     check_parameters(weight, (bias, gamma, beta), eps, stride, padding, padding_mode, upsample)
     load_slope = _check.slope("load_slope", load_slope)
     name, home = _packed.target(weight, dtype, device)
-    where = (stride, padding, padding_mode, upsample)
+    where: Geometry = (stride, padding, padding_mode, upsample)
     spec = _spec(weight, bias, gamma, beta, eps, where, load_slope, name)
     return PackedConv(_OP, spec, impl, home)
 
