@@ -41,7 +41,7 @@ def concat_features(content: Array, style: Array, *, impl: str = "auto") -> Arra
     else:
         if impl != "ref" and not _dispatch.is_direct(content, style):
             content, style = _check.as_dense(content), _dense_style(style)
-            return _register.op("concat_features")(content, style, impl)
+            return _register.call("concat_features", content, style, impl)
         modules = _dispatch.candidates("concat_features", impl, content.device.type, dtype)
     content, style = _check.as_dense(content), _dense_style(style)
     if len(modules) == 1:

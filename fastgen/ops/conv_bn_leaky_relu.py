@@ -107,7 +107,7 @@ def conv_bn_leaky_relu(
             )
     folded = _packed.fold(weight, *parameters, eps, dtype)
     if not direct:
-        return _register.op(_OP)(x, *folded, residual, *where, negative_slope, impl, 0)
+        return _register.call(_OP, x, *folded, residual, *where, negative_slope, impl, 0)
     arrays = _packed.to_numpy(folded[0]), _packed.to_numpy(folded[1])
     spec = _packed.make_spec(*arrays, where, negative_slope=negative_slope, dtype=dtype)
     home = None if array or x.is_cpu else str(x.device)
@@ -223,7 +223,7 @@ def apply_packed(x: Any, dtype: str, packed: PackedConv, residual: Any, impl: st
         return packed.module.conv(x, packed.handle, residual)
     weight, bias, _, _ = packed.as_tensors()
     where, slope = packed.geometry, packed.negative_slope
-    return _register.op(_OP)(x, weight, bias, residual, *where, slope, packed.impl, packed.key)
+    return _register.call(_OP, x, weight, bias, residual, *where, slope, packed.impl, packed.key)
 
 
 def fold_arrays(

@@ -114,7 +114,7 @@ def conv_instance_norm(
         gamma = weight.new_ones(size, dtype=wide) if gamma is None else gamma.to(wide)
         beta = weight.new_zeros(size, dtype=wide) if beta is None else beta.to(wide)
         call = (scale, shift, residual, *where, eps, load_slope, impl, 0)
-        return _register.op(_OP)(x, weight.to(wide), bias, gamma, beta, *call)
+        return _register.call(_OP, x, weight.to(wide), bias, gamma, beta, *call)
     spec = _spec(weight, bias, gamma, beta, eps, where, load_slope, dtype)
     home = None if array or x.is_cpu else str(x.device)
     return _dispatch.run(
@@ -256,4 +256,4 @@ def _apply_packed(
         return packed.module.conv_norm(x, packed.handle, scale, shift, residual)
     weight, bias, gamma, beta = packed.as_tensors()
     rest = (scale, shift, residual, *packed.geometry, packed.eps, packed.load_slope)
-    return _register.op(_OP)(x, weight, bias, gamma, beta, *rest, packed.impl, packed.key)
+    return _register.call(_OP, x, weight, bias, gamma, beta, *rest, packed.impl, packed.key)

@@ -43,7 +43,7 @@ def gram_matrix(x: Array, *, impl: str = "auto", deterministic: bool = False) ->
         modules = _dispatch.candidates("gram_matrix", impl, "cpu", dtype)
     else:
         if impl != "ref" and not _dispatch.is_direct(x):
-            return _register.op("gram_matrix")(_check.as_dense(x), bool(deterministic), impl)
+            return _register.call("gram_matrix", _check.as_dense(x), bool(deterministic), impl)
         modules = _dispatch.candidates("gram_matrix", impl, x.device.type, dtype)
     x = _check.as_dense(x)
     if len(modules) == 1:
