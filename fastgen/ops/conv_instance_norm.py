@@ -220,8 +220,11 @@ def _check_load(x: Any, dtype: str, norm: Any, load_slope: float, residual: Any)
     if not isinstance(norm, tuple | list) or len(norm) != 2:
         raise TypeError("norm must be the pair (scale, shift) of an earlier call")
     wanted = "float64" if dtype == "float64" else "float32"
+    shape = x.shape[:2]
     for name, value in zip(("scale", "shift"), norm, strict=True):
         _check.same_kind(f"norm's {name}", value, "x", x, dtype=False)
+        if value.dtype == x.dtype and dtype == wanted and value.shape == shape:
+            continue
         if _check.dtype_name(name, value) != wanted:
             raise TypeError(f"norm's {name} is {value.dtype}, must be {wanted}; do not convert it")
         if tuple(value.shape) != tuple(x.shape[:2]):
