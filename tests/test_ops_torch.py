@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -407,3 +408,11 @@ def test_an_exported_program_uses_its_own_weights() -> None:
     program.constants.update({n: c * 2 for n, c in program.constants.items() if c.dim() == 4})
     got = program.module()(x)
     assert torch.allclose(got, want * 2, atol=1e-5)
+
+
+def test_the_page_about_ops_runs(repo_root: Any) -> None:
+    page = (repo_root / "docs" / "ops.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(blocks) > 3
+    for block in blocks:
+        exec(block, {"ops": ops})
