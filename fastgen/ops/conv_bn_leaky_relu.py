@@ -206,10 +206,10 @@ def check_input(x: Any, shape: tuple[int, ...], where: Geometry, residual: Any) 
     rows, columns = _check.output_size((h, w), shape[2], *where)
     if residual is not None:
         _check.same_kind("residual", residual, "x", x)
-        got = residual.shape
-        if tuple(got[1:]) != (shape[0], rows, columns) or (got[0] != n and got[0] != 1):
+        got = tuple(residual.shape)
+        if got[1:] != (shape[0], rows, columns) or (got[0] != n and got[0] != 1):
             raise ValueError(
-                f"residual has the shape {tuple(got)}, must be the output's "
+                f"residual has the shape {got}, must be the output's "
                 f"({n} or 1, {shape[0]}, {rows}, {columns})"
             )
 
