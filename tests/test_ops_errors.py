@@ -210,3 +210,18 @@ def test_the_oldest_torch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", "2.5.1")
     with pytest.raises(ImplUnavailable, match=r"needs torch >= 2.6, found 2.5.1; update"):
         ops.gram_matrix(X.clone().requires_grad_())
+
+
+def test_doctor_says_what_auto_takes_and_why_not_the_others() -> None:
+    from fastgen.cli.doctor import _lines, diagnose
+
+    facts = diagnose()
+    assert set(facts["ops"]) == set(ops.OPS)
+    text = "\n".join(line for _, line in _lines(facts))
+    for op in ops.OPS:
+        state = facts["ops"][op]
+        assert f"{op}: auto takes {state['auto']['cpu']} on cpu" in text
+        for impl in ops.IMPLS:
+            reason = ops.why_not(op, impl)
+            assert state["why_not"][impl] == reason
+            assert reason is None or reason.partition(": ")[2] in text
