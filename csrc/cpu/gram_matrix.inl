@@ -56,12 +56,20 @@ inline void gram_tile(const float* a, const float* b, int count, double* sums) {
 void gram_tiles(const GramTileArgs& a) {
   // Columns of at most 128 channels stay in the level 2 cache; 2x2 tiles share rows in level 1.
   constexpr int64_t kColumns = 32;
+  const int64_t tiles = (a.last * (a.last + 1) - a.first * (a.first + 1)) / 2;
+  // Few tiles are too quick to hide it.
+  const int64_t ahead = tiles < 32 ? 0 : (a.next_rows * a.next_lines + tiles - 1) / tiles;
+  int64_t next_row = 0, next_line = 0;
   const auto row = [&a](int64_t tile) { return a.panel + tile * kGramTile * kGramPositions; };
   for (int64_t from = 0; from < a.last; from += kColumns)
     for (int64_t i2 = from > a.first ? from : a.first; i2 < a.last; i2 += 2)
       for (int64_t j2 = from; j2 < from + kColumns && j2 <= i2 + 1; j2 += 2)
         for (int64_t i = i2; i < i2 + 2 && i < a.last; ++i)
           for (int64_t j = j2; j < j2 + 2 && j <= i; ++j) {
+            for (int64_t k = 0; k < ahead && next_row < a.next_rows; ++k) {
+              __builtin_prefetch(a.next + next_row * a.next_row + next_line * 64, 0, 2);
+              if (++next_line == a.next_lines) next_line = 0, ++next_row;
+            }
             double* sums = a.sums + (i * (i + 1) / 2 + j) * (kGramTile * kGramTile);
             for (int s = 0; s < kGramTile; s += FASTGEN_GRAM_COLS)
               gram_tile<FASTGEN_GRAM_COLS>(row(i), row(j) + s * kGramPositions, a.count, sums + s);
@@ -81,22 +89,41 @@ void gram_pack_rows(const GramPackArgs& a) {
   }
 }
 
-// Positions have their channels side by side: turned in registers, VL x VL at a time.
+// Positions have their channels side by side: turned in registers, VL positions at a time. Only the
+// first ROWS channels of every vector are kept.
+template <int ROWS, typename T>
+inline void gram_turn(const T* src, int64_t position, float* dst, int64_t rows) {
+  vf r[VL];
+#pragma GCC unroll 16
+  for (int i = 0; i < VL; ++i) r[i] = load_as(src + i * position);
+  transpose(r);
+#pragma GCC unroll 16
+  for (int i = 0; i < ROWS; ++i)
+    if (ROWS <= 4 || i < rows) store(dst + i * kGramPositions, r[i]);
+}
+
 template <typename T>
 void gram_pack_turned(const GramPackArgs& a) {
   const T* data = static_cast<const T*>(a.data);
-  const int whole = a.channels < VL ? 0 : a.count / VL * VL;
-  for (int k = 0; k < whole; k += VL)
-    for (int64_t c = 0; c < a.channels; c += VL) {
-      const int64_t from = c + VL <= a.channels ? c : a.channels - VL;  // the last one overlaps
-      vf r[VL];
-#pragma GCC unroll 16
-      for (int i = 0; i < VL; ++i) r[i] = load_as(data + (k + i) * a.position + from);
-      transpose(r);
-#pragma GCC unroll 16
-      for (int i = 0; i < VL; ++i) store(a.panel + (from + i) * kGramPositions + k, r[i]);
+  int k = 0;
+  if (a.channels >= VL) {
+    for (; k + VL <= a.count; k += VL)
+      for (int64_t c = 0; c < a.channels; c += VL) {
+        const int64_t from = c + VL <= a.channels ? c : a.channels - VL;  // the last one overlaps
+        gram_turn<VL>(data + k * a.position + from, a.position, a.panel + from * kGramPositions + k,
+                      VL);
+      }
+  } else {
+    // A vector reads on into the next positions, as long as there are some.
+    const int64_t end = (a.count - 1) * a.position + a.channels - VL;
+    for (; (k + VL - 1) * a.position <= end; k += VL) {
+      if (a.channels <= 4)  // rows up to the fourth exist in the panel
+        gram_turn<4>(data + k * a.position, a.position, a.panel + k, 4);
+      else
+        gram_turn<VL>(data + k * a.position, a.position, a.panel + k, a.channels);
     }
-  for (int k = whole; k < a.count; ++k)
+  }
+  for (; k < a.count; ++k)
     for (int64_t c = 0; c < a.channels; ++c)
       a.panel[c * kGramPositions + k] = load_one(data + k * a.position + c * a.channel);
 }
@@ -112,6 +139,8 @@ void gram_pack(const GramPackArgs& a) {
   if (a.dtype == kBFloat16) gram_pack_as<bf16>(a);
   const int filled = (a.count + 15) / 16 * 16;
   const int64_t rows = (a.channels + kGramTile - 1) / kGramTile * kGramTile;
-  for (int64_t c = 0; c < rows; ++c)
-    for (int k = c < a.channels ? a.count : 0; k < filled; ++k) a.panel[c * kGramPositions + k] = 0;
+  for (int64_t c = 0; c < rows; ++c) {
+    float* row = a.panel + c * kGramPositions;
+    for (int k = c < a.channels ? a.count : 0; k < filled; ++k) row[k] = 0;
+  }
 }

@@ -128,6 +128,9 @@ struct GramTileArgs {
   int count;  // a multiple of 16
   int64_t first, last;
   double* sums;
+  // What the next panel will load, brought into a cache meanwhile: rows of whole lines.
+  const char* next;
+  int64_t next_rows, next_row, next_lines;  // rows, bytes from row to row, lines in a row
 };
 
 // dst[r*dst_row + c] = src[r*src_row + c*src_col] of elements of `size` bytes (2 or 4).
