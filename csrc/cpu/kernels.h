@@ -142,6 +142,14 @@ struct MoveArgs {
   bool stream;  // past the caches: the result is larger than they are
 };
 
+// dst[r] = a[r*a_row ...] followed by b[r*b_row ...]: rows of bytes, side by side.
+struct JoinArgs {
+  const char *a, *b;
+  char* dst;
+  int64_t rows, a_row, b_row, a_bytes, b_bytes;
+  bool stream;
+};
+
 struct Kernels {
   const char* name;
   int nb;            // most channel blocks of one register tile
@@ -162,6 +170,7 @@ struct Kernels {
   void (*gram_pack)(const GramPackArgs&);
   void (*gram_tiles)(const GramTileArgs&);
   void (*move)(const MoveArgs&);
+  void (*join)(const JoinArgs&);
 };
 
 const Kernels* kernels_scalar();
