@@ -117,6 +117,8 @@ void move_as(const MoveArgs& a) {
 
 void move(const MoveArgs& a) { a.size == 4 ? move_as<uint32_t>(a) : move_as<uint16_t>(a); }
 
+typedef float vfb __attribute__((vector_size(VL * 4), aligned(1), may_alias));
+
 // The rows are the channels of one position. For so few bytes a call of memcpy takes longer than
 // the copy, so the compiler is kept from recognising one.
 template <bool STREAM>
@@ -124,13 +126,15 @@ inline void join_row(char* __restrict dst, const char* __restrict src, int64_t b
   int64_t i = 0;
   for (; i + kLine <= bytes; i += kLine) {
     vf line[kLine / (VL * 4)];
-    for (int k = 0; k < kLine / (VL * 4); ++k)
-      line[k] = load(reinterpret_cast<const float*>(src + i) + k * VL), keep(line[k]);
+    for (int k = 0; k < kLine / (VL * 4); ++k) {
+      line[k] = *reinterpret_cast<const vfb*>(src + i + k * VL * 4);
+      keep(line[k]);
+    }
     if (STREAM) {
       stream_line(dst + i, line);
     } else {
       for (int k = 0; k < kLine / (VL * 4); ++k)
-        store(reinterpret_cast<float*>(dst + i) + k * VL, line[k]);
+        *reinterpret_cast<vfb*>(dst + i + k * VL * 4) = line[k];
     }
   }
   for (; i + 16 <= bytes; i += 16) {
