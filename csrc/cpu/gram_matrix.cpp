@@ -108,7 +108,16 @@ void gram_matrix(const Strided& x, float* out, const std::string& isa) {
         pack.count = static_cast<int>(std::min<int64_t>(kGramPositions, positions - at));
         pack.panel = panels + thread * panel;
         kernels.gram_pack(pack);
-        kernels.gram_tiles({pack.panel, (pack.count + 15) / 16 * 16, first, last, mine});
+        const int filled = static_cast<int>(ceil_div(pack.count, kGramFill)) * kGramFill;
+        GramTileArgs tiles = {pack.panel, x.dtype, filled, first, last, mine, {}, 0, 0, 0};
+        if (b + 1 < s.first_block(part + 1)) {
+          const int64_t span = std::min<int64_t>(kGramPositions, positions - at - kGramPositions);
+          tiles.next = static_cast<const char*>(pack.data) + kGramPositions * position * bytes;
+          tiles.next_rows = position == 1 ? pack.channels : span;
+          tiles.next_row = (position == 1 ? x.stride_c : position) * bytes;
+          tiles.next_lines = (position == 1 ? span : pack.channels) * bytes / 64;
+        }
+        kernels.gram_tiles(tiles);
       }
     });
     constexpr int64_t kRows = 16;
