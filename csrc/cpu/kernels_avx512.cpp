@@ -1,5 +1,8 @@
 // Kernels for AVX-512 (F, DQ, BW, VL): 32 registers of 16 floats.
+#include <immintrin.h>
+
 #include <cstdint>
+#include <cstring>
 #include <utility>
 
 #include "kernels.h"
@@ -13,9 +16,11 @@
 
 namespace fastgen {
 namespace {
+#include "finish.inl"
 #include "image.inl"
 #include "micro.inl"
 #include "pack.inl"
+#include "winograd.inl"
 }  // namespace
 
 const Kernels* kernels_avx512() {
@@ -27,6 +32,9 @@ const Kernels* kernels_avx512() {
                                     micro,
                                     finish,
                                     small,
+                                    rows,
+                                    winograd_input,
+                                    winograd_output,
                                     moments,
                                     depthwise,
                                     image_load,

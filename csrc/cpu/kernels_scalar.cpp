@@ -1,5 +1,6 @@
 // Portable kernels: vectors of 4 floats, which every 64-bit CPU has (SSE2, NEON).
 #include <cstdint>
+#include <cstring>
 #include <utility>
 
 #include "kernels.h"
@@ -17,9 +18,11 @@
 
 namespace fastgen {
 namespace {
+#include "finish.inl"
 #include "image.inl"
 #include "micro.inl"
 #include "pack.inl"
+#include "winograd.inl"
 }  // namespace
 
 const Kernels* kernels_scalar() {
@@ -31,6 +34,9 @@ const Kernels* kernels_scalar() {
                                     micro,
                                     finish,
                                     small,
+                                    rows,
+                                    winograd_input,
+                                    winograd_output,
                                     moments,
                                     depthwise,
                                     image_load,
