@@ -13,14 +13,21 @@ constexpr int64_t kMaxWeights = int64_t{1} << 32;
 constexpr int64_t kSlack = 256 + 32 * kBlock;  // floats that whole vectors may reach too far
 
 int64_t element(int dtype) { return dtype == kFloat32 ? 4 : 2; }
+// Even positions first, then the odd ones.
+void split_parities(std::vector<int32_t>* map) {
+  std::vector<int32_t> odd;
+  for (size_t i = 1; i < map->size(); i += 2) odd.push_back((*map)[i]);
+  for (size_t i = 0; i < odd.size(); ++i) (*map)[i] = (*map)[2 * i];
+  std::copy(odd.begin(), odd.end(), map->begin() + odd.size());
+}
 int64_t align16(int64_t floats) { return ceil_div(floats, 16) * 16; }
 
 }  // namespace
 
 Conv::Conv(ConvSpec spec, const Kernels& isa) : spec_(std::move(spec)), isa_(&isa) {
   check();
+  split_upsampling();
   winograd_ = winograd_size();
-  if (!winograd_) split_upsampling();
   span();
   const int64_t out_blocks = blocks_of(spec_.outputs);
   if (spec_.small) {
@@ -155,10 +162,9 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
   out->domain_rows = ceil_div(s.out.h, spec_.out_stride);
   out->domain_columns = ceil_div(s.out.w, spec_.out_stride);
   winograd_ ? winograd_plan(s, threads, out) : direct_plan(s, threads, out);
-  const int64_t step_y = winograd_ ? winograd_ : 1;  // windows are whole Winograd tiles
-  const int64_t rows = (ceil_div(out->domain_rows, step_y) * step_y - 1) * spec_.stride + span_y_;
-  const int64_t columns =
-      (ceil_div(out->domain_columns, step_y) * step_y - 1) * spec_.stride + span_x_;
+  const int64_t parities = winograd_ ? spec_.stride : 1;
+  const int64_t rows = window(out->domain_rows, span_y_) * parities;
+  const int64_t columns = window(out->domain_columns, span_x_) * parities;
   out->first_y = low_y_;
   out->first_x = low_x_;
   if (spec_.flat) {
@@ -168,6 +174,9 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
   } else {
     fill_maps(s.in, s.residual, spec_.source, low_y_, rows, low_x_, columns, spec_.pad_mode,
               &out->maps);
+    if (parities == 2)
+      for (auto* map : {&out->maps.src_y, &out->maps.src_x, &out->maps.res_y, &out->maps.res_x})
+        split_parities(map);
   }
   if (spec_.source.store >= 0)
     require(spec_.out_stride == 1 && format() == kPanel16 && span_y_ >= spec_.stride &&
@@ -345,10 +354,9 @@ PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool co
     a.src.pixel = c.in.image;
     a.src.row = 0;
   }
-  const int64_t y0 = t.row * spec_.stride, x0 = t.column * spec_.stride;
-  const int64_t step = winograd_ ? winograd_ : 1;
-  a.rows = static_cast<int>((ceil_div(t.rows, step) * step - 1) * spec_.stride + span_y_);
-  a.cols = static_cast<int>((ceil_div(t.columns, step) * step - 1) * spec_.stride + span_x_);
+  const int64_t step = winograd_ ? 1 : spec_.stride, y0 = t.row * step, x0 = t.column * step;
+  a.rows = static_cast<int>(window(t.rows, span_y_));
+  a.cols = static_cast<int>(window(t.columns, span_x_));
   a.src_y = p.maps.src_y.data() + y0;
   a.src_x = p.maps.src_x.data() + x0;
   if (a.combine) {
@@ -405,11 +413,24 @@ void Conv::tile(const ConvCall& c, int64_t item, int thread) const {
   float* panel = c.panels + thread * c.panel_stride;
   const PackArgs a = pack_args(c, t, panel, c.copy.data && chunk == 0);
   isa_->pack(a);
-  if (winograd_) return winograd_tile(c, t, a);
+  if (winograd_) {
+    for (int parity = 1; parity < spec_.stride * spec_.stride; ++parity) pack_parity(p, a, parity);
+    return winograd_tile(c, t, a);
+  }
   if (spec_.small)
     return small_phase(c, t, a, panel + p.panel_floats - align16(4 * (p.tile_columns + 256)));
   int64_t done = 0;
   for (const Phase& phase : phases_) blocked_phase(c, phase, t, a, &done);
+}
+
+void Conv::pack_parity(const StepPlan& p, PackArgs a, int parity) const {
+  const int64_t down = parity / 2 * (p.maps.src_y.size() / 2);
+  const int64_t across = parity % 2 * (p.maps.src_x.size() / 2);
+  a.src_y += down;
+  a.src_x += across;
+  if (a.combine) a.res_y += down, a.res_x += across;
+  a.dst += parity * blocks_of(spec_.inputs) * a.dst_block;
+  isa_->pack(a);
 }
 
 void Conv::run(const ConvCall& c) const {

@@ -71,6 +71,7 @@ class Conv {
   void direct_plan(const ConvShape& shape, int threads, StepPlan* out) const;
   void tile(const ConvCall& c, int64_t item, int thread) const;
   PackArgs pack_args(const ConvCall& c, const Tile& t, float* panel, bool copying) const;
+  void pack_parity(const StepPlan& p, PackArgs a, int parity) const;
   FinishArgs finish_args(const ConvCall& c) const;
   // Points the arguments at output (y, x) and channel block `block`.
   void finish_place(const ConvCall& c, const Tile& t, int64_t block, int64_t y, int64_t x,
@@ -86,10 +87,22 @@ class Conv {
   int format() const { return spec_.small ? kPanelPlanar : spec_.inputs <= 4 ? kPanel4 : kPanel16; }
 
   // winograd.cpp
+  struct Scratch {
+    int64_t panel, v, m, rows;
+    int64_t total() const { return panel + v + m + rows; }
+  };
   int winograd_size() const;  // outputs of a tile's side, or 0: not worth it
+  int winograd_inputs() const { return spec_.inputs * spec_.stride * spec_.stride; }
   void winograd_weights();
+  Scratch winograd_scratch(const StepPlan& plan) const;
   void winograd_plan(const ConvShape& shape, int threads, StepPlan* out) const;
   void winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack) const;
+  // Rows (or columns) of the window of `count` outputs. Winograd tiles are whole, and with a stride
+  // of 2 the window is one of the input's four parities.
+  int64_t window(int64_t count, int64_t span) const {
+    if (!winograd_) return (count - 1) * spec_.stride + span;
+    return ceil_div(count, winograd_) * winograd_ - 1 + ceil_div(span, spec_.stride);
+  }
 
   ConvSpec spec_;
   const Kernels* isa_;
