@@ -84,8 +84,9 @@ void Conv::winograd_weights() {
 
 namespace {
 
-// Floats from one of the 36 elements to the next; the odd line keeps them apart in the cache.
-int64_t element_stride(int64_t floats) { return ceil_div(floats, kBlock) * kBlock + kBlock; }
+// Floats from one of the 36 elements to the next: an odd number of cache lines, so that the
+// elements of one tile are in different sets of the cache.
+int64_t element_stride(int64_t floats) { return (ceil_div(floats, kBlock) | 1) * kBlock; }
 
 }  // namespace
 
