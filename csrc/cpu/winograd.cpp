@@ -32,6 +32,8 @@ int Conv::winograd_size() const {
   if (spec_.stride == 2 &&
       (spec_.inputs % kBlock != 0 || spec_.source.store >= 0 || spec_.out_stride != 1))
     return 0;
+  // Where a parity has zeros for taps, little is saved.
+  if (spec_.stride == 2 && spec_.phases[0].kh % 2 == 1 && spec_.inputs < 32) return 0;
   for (const PhaseSpec& p : spec_.phases)
     if (p.kh != p.kw || ceil_div(p.kh, spec_.stride) != r) return 0;
   return 7 - r;
