@@ -176,6 +176,40 @@ void gram_matrix(const Strided& x, float* out, const std::string& isa);
 void concat_features(const Strided& a, const Strided& b, void* out, bool last,
                      const std::string& isa);
 
+// What a fused convolution is packed from: y = leaky_relu(conv(pad(upsample(load(x)))) + bias +
+// residual), load(x) = leaky_relu(x*scale + shift, load_slope) + residual with a norm on load.
+struct PackedConvSpec {
+  int inputs = 0, outputs = 0, kh = 0, kw = 0;
+  std::vector<float> weight, bias;  // (outputs, inputs, kh, kw) and (outputs)
+  int stride = 1, padding = 0, upsample = 1;
+  bool reflect = false;
+  float slope = 1, load_slope = 1;
+  int dtype = kFloat32;            // of input, output and residual
+  bool statistics = false;         // instance statistics of the output, for conv_instance_norm
+  float eps = 0;                   // of that norm
+  std::vector<float> gamma, beta;  // per output
+};
+
+// Prepacked weights and the plans of the last input sizes. Calls from several threads are safe.
+class PackedConv {
+ public:
+  PackedConv(PackedConvSpec spec, const std::string& isa);  // isa "": the best
+  ~PackedConv();
+
+  // x and y dense in (N,C,H,W) or both in (N,H,W,C) order. The residual (data null: none) has the
+  // shape of y or one image of it; with statistics it has the shape of x and is added on load.
+  // scale and shift, (N, inputs) or null, are applied on load; with statistics the output's go to
+  // out_scale and out_shift, (N, outputs). Throws std::invalid_argument, OutOfMemory.
+  void run(const Strided& x, const Strided& y, const Strided& residual, const float* scale,
+           const float* shift, float* out_scale, float* out_shift) const;
+  const PackedConvSpec& spec() const;
+  std::string isa() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
 // ------------------------------------------------------------------ cuda
 
 struct CudaDevice {

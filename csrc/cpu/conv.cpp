@@ -1,58 +1,48 @@
 // Convolutions: tile by tile, packed input window, register-tiled kernels, fused epilogue.
+#include "conv.h"
+
 #include <algorithm>
 #include <cstring>
 
-#include "engine.h"
+#include "op_pool.h"
 
 namespace fastgen {
 namespace {
 
 constexpr int64_t kMaxWeights = int64_t{1} << 32;
+constexpr int64_t kSlack = 256 + 32 * kBlock;  // floats that whole vectors may reach too far
 
-struct Phase {
-  int kh, kw, dy, dx, ry, rx;
-  size_t weights;             // offset of the phase
-  std::vector<size_t> group;  // offset of each output group
-};
+int64_t element(int dtype) { return dtype == kFloat32 ? 4 : 2; }
+// Even positions first, then the odd ones.
+void split_parities(std::vector<int32_t>* map) {
+  std::vector<int32_t> odd;
+  for (size_t i = 1; i < map->size(); i += 2) odd.push_back((*map)[i]);
+  for (size_t i = 0; i < odd.size(); ++i) (*map)[i] = (*map)[2 * i];
+  std::copy(odd.begin(), odd.end(), map->begin() + odd.size());
+}
+int64_t align16(int64_t floats) { return ceil_div(floats, 16) * 16; }
 
-class Conv final : public Step {
- public:
-  Conv(ConvSpec spec, const Kernels& isa) : Step(spec.label), spec_(std::move(spec)) {
-    check();
-    pack_weights(isa);
+}  // namespace
+
+Conv::Conv(ConvSpec spec, const Kernels& isa) : spec_(std::move(spec)), isa_(&isa) {
+  check();
+  split_upsampling();
+  winograd_ = winograd_size();
+  span();
+  const int64_t out_blocks = blocks_of(spec_.outputs);
+  if (spec_.small) {
+    groups_ = {1};
+  } else {
+    for (int64_t b = 0; b < out_blocks; b += groups_.back())
+      groups_.push_back(static_cast<int>(std::min<int64_t>(isa.nb, out_blocks - b)));
   }
-
-  void plan(const Plan& plan, const std::vector<Slot>& slots, const Kernels& isa, int threads,
-            StepPlan* out) const override;
-  void run(const Context& context) const override;
-
- private:
-  struct Tile {
-    int64_t image, part, row, rows, column, columns, first_group, last_group;
-  };
-
-  void check();
-  void pack_weights(const Kernels& isa);
-  void tile(const Context& c, int64_t item, int thread) const;
-  void blocked_phase(const Context& c, const Phase& phase, const Tile& t, const PackArgs& pack,
-                     float* stats, int64_t* done) const;
-  void small_phase(const Context& c, const Phase& phase, const Tile& t, const PackArgs& pack) const;
-  int format() const { return spec_.small ? kPanelPlanar : spec_.inputs <= 4 ? kPanel4 : kPanel16; }
-  int64_t phase_count(int64_t first, int64_t count, int64_t r, int64_t size) const {
-    // domain positions m in [first, first+count) with m*out_stride + r < size
-    const int64_t end = size > r ? ceil_div(size - r, spec_.out_stride) : 0;
-    return std::clamp<int64_t>(end - first, 0, count);
-  }
-
-  ConvSpec spec_;
-  std::vector<Phase> phases_;
-  std::vector<int> groups_;  // channel blocks of each output group
-  Weights weights_, bias_;
-  int low_y_ = 0, low_x_ = 0, span_y_ = 1, span_x_ = 1;
-};
+  bias_.resize(out_blocks * kBlock);
+  std::copy(spec_.bias.begin(), spec_.bias.end(), bias_.data());
+  winograd_ ? winograd_weights() : pack_weights();
+}
 
 void Conv::check() {
-  const std::string& l = label;
+  const std::string& l = spec_.label;
   require(spec_.inputs >= 1 && spec_.outputs >= 1, l + ": channel count is out of range");
   require(
       spec_.stride >= 1 && spec_.stride <= 64 && spec_.out_stride >= 1 && spec_.out_stride <= 64,
@@ -65,8 +55,6 @@ void Conv::check() {
   require(!spec_.phases.empty() && spec_.phases.size() <= 4096, l + ": has no taps");
   require(spec_.bias.empty() || spec_.bias.size() == static_cast<size_t>(spec_.outputs),
           l + ": bias has the wrong size");
-  int high_y = 0, high_x = 0;
-  bool any = false;
   for (const PhaseSpec& p : spec_.phases) {
     require(p.kh >= 0 && p.kh <= 255 && p.kw >= 0 && p.kw <= 255 && std::abs(p.dy) <= 4096 &&
                 std::abs(p.dx) <= 4096 && p.ry >= 0 && p.rx >= 0 && p.ry < spec_.out_stride &&
@@ -76,6 +64,13 @@ void Conv::check() {
     require(count <= kMaxWeights && count * p.kh * p.kw <= kMaxWeights &&
                 static_cast<int64_t>(p.weights.size()) == count * p.kh * p.kw,
             l + ": weight has the wrong size");
+  }
+}
+
+void Conv::span() {
+  int high_y = 0, high_x = 0;
+  bool any = false;
+  for (const PhaseSpec& p : spec_.phases) {
     if (p.kh == 0 || p.kw == 0) continue;
     low_y_ = any ? std::min(low_y_, p.dy) : p.dy;
     low_x_ = any ? std::min(low_x_, p.dx) : p.dx;
@@ -86,17 +81,42 @@ void Conv::check() {
   if (any) span_y_ = high_y - low_y_, span_x_ = high_x - low_x_;
 }
 
-void Conv::pack_weights(const Kernels& isa) {
-  const int64_t out_blocks = blocks_of(spec_.outputs);
-  if (spec_.small) {
-    groups_ = {1};
-  } else {
-    for (int64_t b = 0; b < out_blocks; b += groups_.back())
-      groups_.push_back(static_cast<int>(std::min<int64_t>(isa.nb, out_blocks - b)));
+// Nearest x2, then 3x3: four 2x2 convolutions of the small map, one for each output parity.
+// An even row reads the small rows (i-1, i, i), an odd one (i, i, i+1); taps that meet the same row
+// add up. Reflection of the large map by one pixel repeats the small map's border.
+void Conv::split_upsampling() {
+  std::vector<ViewOp>& views = spec_.source.views;
+  if (views.empty() || views.back().kind != ViewOp::kUpsample || views.back().left != 2 ||
+      spec_.phases.size() != 1 || spec_.stride != 1 || spec_.out_stride != 1 || spec_.small ||
+      spec_.flat)
+    return;
+  const PhaseSpec whole = std::move(spec_.phases[0]);
+  if (whole.kh != 3 || whole.kw != 3 || whole.dy != -1 || whole.dx != -1) {
+    spec_.phases[0] = whole;
+    return;
   }
-  bias_.resize(out_blocks * kBlock);
-  std::copy(spec_.bias.begin(), spec_.bias.end(), bias_.data());
+  spec_.phases.clear();
+  for (int ry = 0; ry < 2; ++ry)
+    for (int rx = 0; rx < 2; ++rx) {
+      PhaseSpec part{2, 2, ry - 1, rx - 1, ry, rx, {}};
+      part.weights.resize(whole.weights.size() / 9 * 4);
+      for (size_t channel = 0; channel < whole.weights.size() / 9; ++channel) {
+        double sums[2][2] = {};
+        for (int y = 0; y < 3; ++y)
+          for (int x = 0; x < 3; ++x)
+            sums[(y + 1 - ry) / 2][(x + 1 - rx) / 2] +=
+                double{whole.weights[channel * 9 + y * 3 + x]};
+        for (int tap = 0; tap < 4; ++tap)
+          part.weights[channel * 4 + tap] = static_cast<float>(sums[tap / 2][tap % 2]);
+      }
+      spec_.phases.push_back(std::move(part));
+    }
+  views.pop_back();
+  spec_.out_stride = 2;
+  if (spec_.pad_mode == 1) spec_.pad_mode = 2;
+}
 
+void Conv::pack_weights() {
   size_t total = 0;
   for (const PhaseSpec& p : spec_.phases) {
     Phase phase{p.kh, p.kw, p.dy, p.dx, p.ry, p.rx, total, {}};
@@ -131,53 +151,55 @@ void Conv::pack_weights(const Kernels& isa) {
   }
 }
 
-void Conv::plan(const Plan& plan, const std::vector<Slot>& slots, const Kernels& isa, int threads,
-                StepPlan* out) const {
-  check_source(plan, slots, spec_.source, label);
-  const ValueShape& in = plan.values[spec_.source.value].shape;
-  const ValueShape& result = plan.values[spec_.out].shape;
-  require(in.c == spec_.inputs && result.c == spec_.outputs && in.n == result.n,
-          label + ": value has the wrong number of channels or images");
-  require(result.planar == spec_.small, label + ": output has the wrong layout");
-  check_norm(slots, spec_.norm, result.c, label);
-  require(spec_.norm.slot < 0 || plan.slot_images[spec_.norm.slot] == result.n,
-          label + ": statistics do not fit the value");
-  const int64_t images = spec_.flat ? 1 : result.n;
-  int64_t height = result.h, width = result.w;
-  if (spec_.flat) {
-    require(in.h == 1 && in.w == 1 && height == 1 && width == 1 && !in.planar &&
-                spec_.source.slot < 0 && spec_.source.combine == 0 && spec_.source.store < 0 &&
-                spec_.source.views.empty() && spec_.norm.slot < 0 && spec_.out_stride == 1 &&
-                spec_.stride == 1 && span_y_ == 1 && span_x_ == 1 && low_y_ == 0 && low_x_ == 0,
-            label + ": linear layer on an image");
-    width = result.n;
-  }
-  out->domain_rows = ceil_div(height, spec_.out_stride);
-  out->domain_columns = ceil_div(width, spec_.out_stride);
-  int most = isa.pixels[groups_.front()];
-  if (spec_.small) most = isa.small_pixels;
-  geometry(spec_.inputs, format(), span_y_, span_x_, spec_.stride, images, most, threads, out);
-  if (spec_.source.store >= 0)
-    require(spec_.out_stride == 1 && format() == kPanel16 && span_y_ >= spec_.stride &&
-                span_x_ >= spec_.stride,
-            label + ": cannot store its source");
+int64_t Conv::phase_count(int64_t first, int64_t count, int64_t r, int64_t size) const {
+  // domain positions m in [first, first+count) with m*out_stride + r < size
+  const int64_t end = size > r ? ceil_div(size - r, spec_.out_stride) : 0;
+  return std::clamp<int64_t>(end - first, 0, count);
+}
 
-  const int64_t rows = (out->domain_rows - 1) * spec_.stride + span_y_;
-  const int64_t columns = (out->domain_columns - 1) * spec_.stride + span_x_;
+void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
+  const std::string& label = spec_.label;
+  out->domain_rows = ceil_div(s.out.h, spec_.out_stride);
+  out->domain_columns = ceil_div(s.out.w, spec_.out_stride);
+  winograd_ ? winograd_plan(s, threads, out) : direct_plan(s, threads, out);
+  const int64_t parities = winograd_ ? spec_.stride : 1;
+  const int64_t rows = window(out->domain_rows, span_y_) * parities;
+  const int64_t columns = window(out->domain_columns, span_x_) * parities;
   out->first_y = low_y_;
   out->first_x = low_x_;
   if (spec_.flat) {
     out->maps.src_y.assign(1, 0);
-    out->maps.src_x.resize(width);
-    for (int64_t i = 0; i < width; ++i) out->maps.src_x[i] = static_cast<int32_t>(i);
+    out->maps.src_x.resize(s.out.w);
+    for (int64_t i = 0; i < s.out.w; ++i) out->maps.src_x[i] = static_cast<int32_t>(i);
   } else {
-    fill_maps(plan, spec_.source, low_y_, rows, low_x_, columns, spec_.pad_mode, &out->maps);
+    fill_maps(s.in, s.residual, spec_.source, low_y_, rows, low_x_, columns, spec_.pad_mode,
+              &out->maps);
+    if (parities == 2)
+      for (auto* map : {&out->maps.src_y, &out->maps.src_x, &out->maps.res_y, &out->maps.res_x})
+        split_parities(map);
   }
   if (spec_.source.store >= 0)
-    require(low_y_ <= 0 && low_x_ <= 0 && low_y_ + rows >= out->maps.height &&
-                low_x_ + columns >= out->maps.width,
+    require(spec_.out_stride == 1 && format() == kPanel16 && span_y_ >= spec_.stride &&
+                span_x_ >= spec_.stride && low_y_ <= 0 && low_x_ <= 0 &&
+                low_y_ + rows >= out->maps.height && low_x_ + columns >= out->maps.width,
             label + ": does not read all of the source that it stores");
+  const int64_t tiles = s.images * out->tiles_y * out->tiles_x;
+  const int64_t groups = static_cast<int64_t>(groups_.size());
+  out->chunks = std::clamp<int64_t>(ceil_div(2 * threads, tiles), 1, groups);
+  if (tiles >= 2 * threads) out->chunks = 1;
+  if (spec_.norm.slot >= 0)
+    out->stats_floats = s.images * ceil_div(out->domain_rows, out->part_rows) * out->tiles_x *
+                        blocks_of(spec_.outputs) * 3 * kBlock;
+  for (const Phase& p : phases_)
+    out->flops += 2.0 * s.images * spec_.outputs * spec_.inputs * p.kh * p.kw *
+                  phase_count(0, out->domain_rows, p.ry, s.out.h) *
+                  phase_count(0, out->domain_columns, p.rx, s.out.w);
+}
 
+void Conv::direct_plan(const ConvShape& s, int threads, StepPlan* out) const {
+  const int most = spec_.small ? isa_->small_pixels : isa_->pixels[groups_.front()];
+  geometry(spec_.inputs, format(), span_y_, span_x_, spec_.stride, s.images, most, threads, out);
+  out->part_rows = out->tile_rows;
   const int64_t tile_rows = (out->tile_rows - 1) * spec_.stride + span_y_;
   const int64_t tile_columns = (out->tile_columns - 1) * spec_.stride + span_x_;
   const int64_t per_pixel = format() == kPanel16  ? blocks_of(spec_.inputs) * kBlock
@@ -185,27 +207,42 @@ void Conv::plan(const Plan& plan, const std::vector<Slot>& slots, const Kernels&
                                                   : spec_.inputs;
   // The kernel for few outputs reads whole vectors: one block of slack per row.
   out->panel_floats =
-      tile_rows * (ceil_div(tile_columns, kBlock) + 1) * kBlock * per_pixel + 256 + 32 * kBlock;
-  const int64_t tiles = images * out->tiles_y * out->tiles_x;
-  const int64_t groups = static_cast<int64_t>(groups_.size());
-  out->chunks = std::clamp<int64_t>(ceil_div(2 * threads, tiles), 1, groups);
-  if (tiles >= 2 * threads) out->chunks = 1;
-  if (spec_.norm.slot >= 0) out->stats_floats = tiles * blocks_of(spec_.outputs) * 3 * kBlock;
-  for (const Phase& p : phases_)
-    out->flops += 2.0 * images * spec_.outputs * spec_.inputs * p.kh * p.kw *
-                  phase_count(0, out->domain_rows, p.ry, height) *
-                  phase_count(0, out->domain_columns, p.rx, width);
+      align16(tile_rows * (ceil_div(tile_columns, kBlock) + 1) * kBlock * per_pixel + kSlack);
+  if (spec_.small)  // its rows, before they are written in another order
+    out->panel_floats += align16(4 * (out->tile_columns + 256));
 }
 
-void Conv::blocked_phase(const Context& c, const Phase& phase, const Tile& t, const PackArgs& pack,
-                         float* stats, int64_t* done) const {
-  const Value& out = c.value(spec_.out);
-  const int64_t height = spec_.flat ? 1 : out.shape.h,
-                width = spec_.flat ? out.shape.n : out.shape.w;
-  const int64_t rows = phase_count(t.row, t.rows, phase.ry, height);
-  const int64_t columns = phase_count(t.column, t.columns, phase.rx, width);
+FinishArgs Conv::finish_args(const ConvCall& c) const {
+  FinishArgs f{};
+  f.exact = c.exact;
+  f.dtype = c.dtype;
+  f.planar = c.out.planar;
+  f.act = spec_.act;
+  f.slope = spec_.slope;
+  f.out_block = c.out.block;
+  f.out_pixel = c.out.pixel * spec_.out_stride;
+  f.res_block = c.residual.block;
+  f.res_pixel = c.residual.pixel * spec_.out_stride;
+  return f;
+}
+
+void Conv::finish_place(const ConvCall& c, const Tile& t, int64_t block, int64_t y, int64_t x,
+                        FinishArgs* f) const {
+  const auto at = [&](const ConvTensor& v) {
+    const int64_t channel = v.planar ? block * kBlock * v.block : block * v.block;
+    return static_cast<char*>(v.data) +
+           (t.image * v.image + channel + y * v.row + x * v.pixel) * element(c.dtype);
+  };
+  f->out = at(c.out);
+  f->residual = c.residual.data ? at(c.residual) : nullptr;
+}
+
+void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, const PackArgs& pack,
+                         int64_t* done) const {
+  const ConvShape& shape = *c.shape;
+  const int64_t rows = phase_count(t.row, t.rows, phase.ry, shape.out.h);
+  const int64_t columns = phase_count(t.column, t.columns, phase.rx, shape.out.w);
   if (rows <= 0 || columns <= 0) return;
-  const int64_t out_pixel = spec_.flat ? out.image : out.pixel;
   alignas(64) float buffer[2 * kBlock * 28];
   static_assert(sizeof(buffer) >= 14 * 2 * kBlock * sizeof(float), "register tile");
 
@@ -223,26 +260,19 @@ void Conv::blocked_phase(const Context& c, const Phase& phase, const Tile& t, co
   const float* panel =
       pack.dst + (phase.dy - low_y_) * pack.dst_row + (phase.dx - low_x_) * channels;
 
-  FinishArgs f{};
+  FinishArgs f = finish_args(c);
   f.tile = buffer;
-  f.act = spec_.act;
-  f.slope = spec_.slope;
-  f.out_block = out.block;
-  f.out_pixel = out_pixel * spec_.out_stride;
-  const int64_t out_blocks = blocks_of(spec_.outputs);
-  float* image = c.data(spec_.out) + (spec_.flat ? 0 : t.image * out.image);
-
   int64_t block = 0;
   for (int64_t g = 0; g < t.last_group; block += groups_[g], ++g) {
     if (g < t.first_group) continue;
     const int nb = groups_[g];
-    const int most = c.isa->pixels[nb];
+    const int most = isa_->pixels[nb];
     const int64_t pieces = ceil_div(columns, most);
     m.weights = weights_.data() + phase.group[g];
     m.bias = bias_.data() + block * kBlock;
     f.nb = nb;
-    f.valid = static_cast<int>(std::min<int64_t>(nb, out_blocks - block));
-    f.stats = stats ? stats + block * 3 * kBlock : nullptr;
+    f.channels = group_channels(g, block);
+    f.stats = t.stats ? t.stats + block * 3 * kBlock : nullptr;
     f.before = *done;
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t y = (t.row + r) * spec_.out_stride + phase.ry;
@@ -250,10 +280,9 @@ void Conv::blocked_phase(const Context& c, const Phase& phase, const Tile& t, co
         const int64_t x0 = columns * piece / pieces, x1 = columns * (piece + 1) / pieces;
         m.panel = panel + r * spec_.stride * pack.dst_row + x0 * m.pixel;
         f.pixels = static_cast<int>(x1 - x0);
-        c.isa->micro(m, f.pixels, nb);
-        f.out = image + block * out.block + y * out.row +
-                ((t.column + x0) * spec_.out_stride + phase.rx) * out_pixel;
-        c.isa->finish(f);
+        isa_->micro(m, f.pixels, nb);
+        finish_place(c, t, block, y, (t.column + x0) * spec_.out_stride + phase.rx, &f);
+        isa_->finish(f);
         f.before += f.pixels;
       }
     }
@@ -261,121 +290,174 @@ void Conv::blocked_phase(const Context& c, const Phase& phase, const Tile& t, co
   *done += rows * columns;
 }
 
-void Conv::small_phase(const Context& c, const Phase& phase, const Tile& t,
-                       const PackArgs& pack) const {
-  const Value& out = c.value(spec_.out);
+void Conv::small_phase(const ConvCall& c, const Tile& t, const PackArgs& pack,
+                       float* buffer) const {
+  const bool direct = c.dtype == kFloat32 && c.out.pixel == 1 && !c.residual.data;
+  const int64_t stride = align16(t.columns);
   SmallArgs s{};
-  s.weights = weights_.data() + phase.group[0];
+  s.weights = weights_.data() + phases_[0].group[0];
   s.bias = bias_.data();
   s.panel_channel = pack.dst_block;
   s.panel_row = pack.dst_row;
   s.inputs = spec_.inputs;
   s.outputs = spec_.outputs;
-  s.kh = phase.kh;
-  s.kw = phase.kw;
+  s.kh = phases_[0].kh;
+  s.kw = phases_[0].kw;
   s.pixels = static_cast<int>(t.columns);
-  s.out_channel = out.block;
-  s.act = spec_.act;
+  s.out_channel = direct ? c.out.block : stride;
+  s.act = direct ? spec_.act : kActNone;
   s.slope = spec_.slope;
+  RowsArgs w{};
+  w.rows = buffer;
+  w.stride = stride;
+  w.channels = spec_.outputs;
+  w.pixels = s.pixels;
+  w.dtype = c.dtype;
+  w.out_channel = c.out.block;
+  w.out_pixel = c.out.pixel;
+  w.res_channel = c.residual.block;
+  w.res_pixel = c.residual.pixel;
+  w.act = spec_.act;
+  w.slope = spec_.slope;
+  FinishArgs place{};
   for (int64_t r = 0; r < t.rows; ++r) {
+    finish_place(c, t, 0, t.row + r, t.column, &place);
     s.panel = pack.dst + r * pack.dst_row;
-    s.out = c.data(spec_.out) + t.image * out.image + (t.row + r) * out.row + t.column;
-    c.isa->small(s);
+    s.out = direct ? static_cast<float*>(place.out) : buffer;
+    isa_->small(s);
+    if (direct) continue;
+    w.out = place.out;
+    w.residual = place.residual;
+    isa_->rows(w);
   }
 }
 
-void Conv::tile(const Context& c, int64_t item, int thread) const {
+PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool copying) const {
   const StepPlan& p = *c.step;
-  const int64_t chunk = item % p.chunks, part = item / p.chunks;
-  const int64_t per_image = p.tiles_y * p.tiles_x;
-  Tile t{};
-  t.image = part / per_image;
-  t.part = part % per_image;
-  t.row = t.part / p.tiles_x * p.tile_rows;
-  t.column = t.part % p.tiles_x * p.tile_columns;
-  t.rows = std::min(p.tile_rows, p.domain_rows - t.row);
-  t.columns = std::min(p.tile_columns, p.domain_columns - t.column);
-  const int64_t groups = static_cast<int64_t>(groups_.size());
-  t.first_group = groups * chunk / p.chunks;
-  t.last_group = groups * (chunk + 1) / p.chunks;
-
-  PackArgs a = source_args(c, spec_.source, spec_.flat ? 0 : t.image);
+  const Source& source = spec_.source;
+  const int64_t image = spec_.flat ? 0 : t.image;
+  PackArgs a{};
+  a.src = c.in.view(image, element(c.dtype));
+  a.dtype = c.dtype;
+  a.exact = c.exact;
+  if (c.scale) {
+    a.scale = c.scale + image * c.slot_image;
+    a.shift = c.shift + image * c.slot_image;
+  }
+  a.pre = source.pre;
+  a.pre_slope = source.pre_slope;
+  a.combine = c.load_residual.data ? source.combine : kCombineNone;
+  a.post = source.post;
+  a.post_slope = source.post_slope;
+  a.channels = spec_.inputs;
   if (spec_.flat) {  // the image stride becomes the pixel stride
-    a.src.pixel = c.value(spec_.source.value).image;
+    a.src.pixel = c.in.image;
     a.src.row = 0;
   }
-  const int64_t y0 = t.row * spec_.stride, x0 = t.column * spec_.stride;
-  a.rows = static_cast<int>((t.rows - 1) * spec_.stride + span_y_);
-  a.cols = static_cast<int>((t.columns - 1) * spec_.stride + span_x_);
+  const int64_t step = winograd_ ? 1 : spec_.stride, y0 = t.row * step, x0 = t.column * step;
+  a.rows = static_cast<int>(window(t.rows, span_y_));
+  a.cols = static_cast<int>(window(t.columns, span_x_));
   a.src_y = p.maps.src_y.data() + y0;
   a.src_x = p.maps.src_x.data() + x0;
   if (a.combine) {
+    a.res = c.load_residual.view(image, element(c.dtype));
     a.res_y = p.maps.res_y.data() + y0;
     a.res_x = p.maps.res_x.data() + x0;
   }
   a.format = format();
-  a.dst = c.panel(thread);
+  a.dst = panel;
   if (a.format == kPanelPlanar) {
     a.dst_row = (ceil_div(a.cols, kBlock) + 1) * kBlock;
   } else {
     a.dst_row = int64_t{a.cols} * (a.format == kPanel4 ? 4 : kBlock);
   }
   a.dst_block = a.rows * a.dst_row;
-  if (spec_.source.store >= 0 && chunk == 0) {
-    const Value& copy = c.value(spec_.source.store);
-    a.store = c.data(spec_.source.store) + t.image * copy.image;
-    a.store_block = copy.block;
-    a.store_row = copy.row;
-    // Each tile owns its window up to the start of the next one; the last owns the rest.
-    const auto own = [&](int64_t first, int64_t low, int64_t count, int64_t size, bool last,
-                         int* begin, int* end) {
-      const int64_t start = first + low;  // input coordinate of the window
-      *begin = static_cast<int>(std::max<int64_t>(-start, 0));
-      *end = static_cast<int>(std::min(size - start, last ? size - start : count * spec_.stride));
-    };
-    own(y0, low_y_, t.rows, p.maps.height, t.row + t.rows == p.domain_rows, &a.store_y0,
-        &a.store_y1);
-    own(x0, low_x_, t.columns, p.maps.width, t.column + t.columns == p.domain_columns, &a.store_x0,
-        &a.store_x1);
-    a.store_y1 = std::min(a.store_y1, a.rows);
-    a.store_x1 = std::min(a.store_x1, a.cols);
-  }
-  c.isa->pack(a);
-  if (spec_.small) return small_phase(c, phases_[0], t, a);
-  float* stats = nullptr;
-  const int64_t out_blocks = blocks_of(spec_.outputs);
-  if (spec_.norm.slot >= 0) stats = c.stats + part * out_blocks * 3 * kBlock;
-  int64_t done = 0;
-  for (const Phase& phase : phases_) blocked_phase(c, phase, t, a, stats, &done);
+  if (!copying) return a;
+  a.store = static_cast<float*>(c.copy.data) + t.image * c.copy.image;
+  a.store_block = c.copy.block;
+  a.store_row = c.copy.row;
+  // Each tile owns its window up to the start of the next one; the last owns the rest.
+  const auto own = [&](int64_t first, int64_t low, int64_t count, int64_t size, bool last,
+                       int window, int* begin, int* end) {
+    const int64_t start = first + low;  // input coordinate of the window
+    *begin = static_cast<int>(std::max<int64_t>(-start, 0));
+    *end = static_cast<int>(std::min(size - start, last ? size - start : count * spec_.stride));
+    *end = std::min(*end, window);
+  };
+  own(y0, low_y_, t.rows, p.maps.height, t.row + t.rows == p.domain_rows, a.rows, &a.store_y0,
+      &a.store_y1);
+  own(x0, low_x_, t.columns, p.maps.width, t.column + t.columns == p.domain_columns, a.cols,
+      &a.store_x0, &a.store_x1);
+  return a;
 }
 
-void Conv::run(const Context& c) const {
+void Conv::tile(const ConvCall& c, int64_t item, int thread) const {
   const StepPlan& p = *c.step;
-  const int64_t images = spec_.flat ? 1 : c.value(spec_.out).shape.n;
-  const int64_t per_image = p.tiles_y * p.tiles_x;
-  c.pool->run(images * per_image * p.chunks,
-              [&](int64_t item, int thread) { tile(c, item, thread); });
+  const int64_t chunk = item % p.chunks, part = item / p.chunks;
+  const int64_t per_image = p.tiles_y * p.tiles_x, within = part % per_image;
+  const int64_t across = within % p.tiles_x;
+  Tile t{};
+  t.image = part / per_image;
+  t.row = within / p.tiles_x * p.tile_rows;
+  t.column = across * p.tile_columns;
+  t.rows = std::min(p.tile_rows, p.domain_rows - t.row);
+  t.columns = std::min(p.tile_columns, p.domain_columns - t.column);
+  const int64_t groups = static_cast<int64_t>(groups_.size());
+  t.first_group = groups * chunk / p.chunks;
+  t.last_group = groups * (chunk + 1) / p.chunks;
+  if (spec_.norm.slot >= 0) {
+    const int64_t parts_y = ceil_div(p.domain_rows, p.part_rows);
+    const int64_t first = (t.image * parts_y + t.row / p.part_rows) * p.tiles_x + across;
+    t.stats = c.stats + first * blocks_of(spec_.outputs) * 3 * kBlock;
+  }
+  float* panel = c.panels + thread * c.panel_stride;
+  const PackArgs a = pack_args(c, t, panel, c.copy.data && chunk == 0);
+  isa_->pack(a);
+  if (winograd_) {
+    for (int parity = 1; parity < spec_.stride * spec_.stride; ++parity) pack_parity(p, a, parity);
+    return winograd_tile(c, t, a);
+  }
+  if (spec_.small)
+    return small_phase(c, t, a, panel + p.panel_floats - align16(4 * (p.tile_columns + 256)));
+  int64_t done = 0;
+  for (const Phase& phase : phases_) blocked_phase(c, phase, t, a, &done);
+}
+
+void Conv::pack_parity(const StepPlan& p, PackArgs a, int parity) const {
+  const int64_t down = parity / 2 * (p.maps.src_y.size() / 2);
+  const int64_t across = parity % 2 * (p.maps.src_x.size() / 2);
+  a.src_y += down;
+  a.src_x += across;
+  if (a.combine) a.res_y += down, a.res_x += across;
+  a.dst += parity * blocks_of(spec_.inputs) * a.dst_block;
+  isa_->pack(a);
+}
+
+void Conv::run(const ConvCall& c) const {
+  const StepPlan& p = *c.step;
+  const int64_t images = c.shape->images, parts_x = p.tiles_x;
+  const auto parallel = [&](int64_t items, const Pool::Job& job) {
+    c.pool ? c.pool->run(items, job) : op_parallel(items, job);
+  };
+  parallel(images * p.tiles_y * p.tiles_x * p.chunks,
+           [&](int64_t item, int thread) { tile(c, item, thread); });
   if (spec_.norm.slot < 0) return;
-  const Value& out = c.value(spec_.out);
-  std::vector<int64_t> counts(per_image, 0);
-  for (int64_t part = 0; part < per_image; ++part)
+  const int64_t parts = ceil_div(p.domain_rows, p.part_rows) * parts_x;
+  std::vector<int64_t> counts(parts, 0);
+  for (int64_t part = 0; part < parts; ++part)
     for (const Phase& phase : phases_)
       counts[part] +=
-          phase_count(part / p.tiles_x * p.tile_rows, p.tile_rows, phase.ry, out.shape.h) *
-          phase_count(part % p.tiles_x * p.tile_columns, p.tile_columns, phase.rx, out.shape.w);
+          phase_count(part / parts_x * p.part_rows, p.part_rows, phase.ry, c.shape->out.h) *
+          phase_count(part % parts_x * p.tile_columns, p.tile_columns, phase.rx, c.shape->out.w);
   const int64_t blocks = blocks_of(spec_.outputs);
-  c.pool->run(images * blocks, [&](int64_t item, int) {
-    const int64_t image = item / blocks, block = item % blocks;
-    write_norm(c, spec_.norm, image, block,
-               c.stats + (image * per_image * blocks + block) * 3 * kBlock, blocks * 3 * kBlock,
-               counts.data(), per_image);
+  parallel(images * blocks, [&](int64_t item, int) {
+    const int64_t image = item / blocks, first = item % blocks * kBlock;
+    const int64_t channels = c.exact ? std::min<int64_t>(kBlock, spec_.outputs - first) : kBlock;
+    write_norm(spec_.norm, first, channels,
+               c.stats + (image * parts * blocks + item % blocks) * 3 * kBlock, blocks * 3 * kBlock,
+               counts.data(), parts, c.out_scale + image * c.out_slot_image + first,
+               c.out_shift + image * c.out_slot_image + first);
   });
-}
-
-}  // namespace
-
-std::unique_ptr<Step> make_conv(ConvSpec spec, const Kernels& isa) {
-  return std::make_unique<Conv>(std::move(spec), isa);
 }
 
 }  // namespace fastgen

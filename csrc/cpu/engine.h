@@ -52,6 +52,7 @@ struct StepPlan {
   int64_t tiles_y = 1, tiles_x = 1, chunks = 1;  // chunks: parts of the output channels
   int64_t panel_floats = 0, stats_floats = 0;
   int64_t first_y = 0, first_x = 0;  // window position 0 in input coordinates
+  int64_t part_rows = 1;             // domain rows whose statistics are summed together
   double flops = 0;
 };
 
@@ -124,17 +125,25 @@ std::unique_ptr<Step> make_reshape(const std::string& label, int value, int out)
 // source.cpp: reading a value through its pending epilogue.
 void check_source(const Plan& plan, const std::vector<Slot>& slots, const Source& source,
                   const std::string& label);
+struct Extent {
+  int64_t h = 0, w = 0;
+};
 // Maps for input rows [first_y, first_y + rows) and columns; pad_mode as in ConvSpec.
+void fill_maps(Extent value, Extent residual, const Source& source, int64_t first_y, int64_t rows,
+               int64_t first_x, int64_t columns, int pad_mode, Maps* maps);
 void fill_maps(const Plan& plan, const Source& source, int64_t first_y, int64_t rows,
                int64_t first_x, int64_t columns, int pad_mode, Maps* maps);
 // (h, w) of the source after its views.
 void source_size(const Plan& plan, const Source& source, int64_t* height, int64_t* width);
 PackArgs source_args(const Context& context, const Source& source, int64_t image);
-// Turns moments [pivot|sum|squares] of `parts` parts into scale and shift of one channel block.
-void write_norm(const Context& context, const NormSpec& norm, int64_t image, int64_t block,
-                const float* stats, int64_t part_stride, const int64_t* counts, int64_t parts);
+// Turns moments [pivot|sum|squares] of `parts` parts into scale and shift of channels
+// [first, first + channels), at most one block.
+void write_norm(const NormSpec& norm, int64_t first, int64_t channels, const float* stats,
+                int64_t part_stride, const int64_t* counts, int64_t parts, float* scale,
+                float* shift);
 void check_norm(const std::vector<Slot>& slots, const NormSpec& norm, int64_t channels,
                 const std::string& label);
+// Tiles of a convolution whose domain is set.
 void geometry(int channels, int format, int64_t span_y, int64_t span_x, int stride, int64_t items,
               int most_pixels, int threads, StepPlan* out);
 

@@ -27,6 +27,7 @@ inline vh narrow(vf x, const bf16*) {
 }
 
 #if defined(__AVX512F__)
+// Masks of all lanes: GCC 12 warns of its own headers for the plain forms.
 inline vf widen(vh h, const f16*) {
   return reinterpret_cast<vf>(_mm512_maskz_cvtph_ps(0xffff, reinterpret_cast<__m256i>(h)));
 }
@@ -124,7 +125,11 @@ template <bool WHOLE, class T>
 inline void store_some(T* p, vf v, int n) {
   WHOLE ? store_as(p, v) : store_part(p, v, n);
 }
-template <class T>
-inline float load_one(const T* p) {
-  return load_part(p, 1)[0];
+inline float load_one(const float* p) { return *p; }
+inline float load_one(const bf16* p) {
+  const uint32_t bits = uint32_t{p->bits} << 16;
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
 }
+inline float load_one(const f16* p) { return load_part(p, 1)[0]; }

@@ -23,9 +23,10 @@ enum PanelFormat : int {
   kPanelPlanar = 2  // [channel][row][x]
 };
 
-// A tensor of one image as seen by a kernel. Planar: `block` is the stride of a channel.
+// A tensor of one image as seen by a kernel; strides count elements. Planar: `block` is the stride
+// of a channel, and all strides are free. Otherwise the 16 channels of a block are neighbours.
 struct View {
-  const float* data;
+  const void* data;
   int64_t block, row, pixel;
   int planar;
 };
@@ -34,6 +35,8 @@ struct View {
 struct PackArgs {
   View src;
   View res;
+  int dtype;           // DType of both
+  int exact;           // nothing may be read behind the last channel (else: a multiple of 16)
   const float* scale;  // per channel, or null for no scale and shift
   const float* shift;
   int pre, combine, post;
@@ -65,18 +68,54 @@ struct MicroArgs {
   int pixel;     // panel floats between neighbouring outputs: channels*stride
 };
 
-// Writes a register tile out, with activation and statistics.
+// Writes a tile of outputs: y = act(tile + residual), with statistics of y before it is rounded.
 struct FinishArgs {
-  const float* tile;      // [pixel][nb*16]
-  int pixels, nb, valid;  // valid: blocks of the tile that exist in the output
-  float* out;
+  float* tile;  // [pixel][nb*16]; overwritten when the output is planar
+  int pixels, nb;
+  int channels;  // of the tile that exist in the output
+  int exact;     // nothing may be written behind the last channel
+  void* out;
+  int dtype;   // of out and residual
+  int planar;  // as in View, of both
   int64_t out_block, out_pixel;
+  const void* residual;  // or null
+  int64_t res_block, res_pixel;
   int act;
   float slope;
   // Per channel block [pivot 16][mean - pivot 16][sum of squared deviations 16], or null; `before`
   // pixels are in them already.
   float* stats;
   int64_t before;
+};
+
+// y = act(rows + residual) from planar float32 rows to any strides and type.
+struct RowsArgs {
+  const float* rows;
+  int64_t stride;  // from channel to channel
+  int channels, pixels;
+  void* out;
+  const void* residual;  // or null
+  int dtype;             // of both
+  int64_t out_channel, out_pixel, res_channel, res_pixel;
+  int act;
+  float slope;
+};
+
+// Winograd transforms F(m x m, r x r) with m + r - 1 = 6 (see winograd.inl).
+struct WinogradInput {
+  const float* panel;  // kPanel16 window
+  int64_t panel_block, panel_row;
+  int blocks, tiles_y, tiles_x, m;
+  float* out;  // [36][block][tile][16]
+  int64_t out_element;
+};
+
+struct WinogradOutput {
+  const float* in;  // [36][tile][nb*16], one row of tiles
+  int64_t in_element;
+  int nb, tiles, m;
+  const float* bias;
+  float* out;  // [m][tiles*m pixels][nb*16]
 };
 
 // Convolution with at most 4 output channels: vector lanes run over the pixels of one row.
@@ -161,6 +200,9 @@ struct Kernels {
   void (*micro)(const MicroArgs&, int pixels, int nb);
   void (*finish)(const FinishArgs&);
   void (*small)(const SmallArgs&);
+  void (*rows)(const RowsArgs&);
+  void (*winograd_input)(const WinogradInput&);
+  void (*winograd_output)(const WinogradOutput&);
   // Statistics as in FinishArgs of `count` pixels, 16 channels at a time.
   void (*moments)(const float* x, int64_t count, float* stats);
   // One output row of a depthwise convolution, 16 channels.

@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 #include <utility>
 
 #include "kernels.h"
@@ -16,11 +17,13 @@
 
 namespace fastgen {
 namespace {
+#include "finish.inl"
 #include "gram_matrix.inl"
 #include "image.inl"
 #include "micro.inl"
 #include "move.inl"
 #include "pack.inl"
+#include "winograd.inl"
 }  // namespace
 
 const Kernels* kernels_avx512() {
@@ -32,6 +35,9 @@ const Kernels* kernels_avx512() {
                                     micro,
                                     finish,
                                     small,
+                                    rows,
+                                    winograd_input,
+                                    winograd_output,
                                     moments,
                                     depthwise,
                                     image_load,

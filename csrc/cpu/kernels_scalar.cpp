@@ -4,6 +4,7 @@
 #endif
 
 #include <cstdint>
+#include <cstring>
 #include <utility>
 
 #include "kernels.h"
@@ -23,11 +24,13 @@
 
 namespace fastgen {
 namespace {
+#include "finish.inl"
 #include "gram_matrix.inl"
 #include "image.inl"
 #include "micro.inl"
 #include "move.inl"
 #include "pack.inl"
+#include "winograd.inl"
 }  // namespace
 
 const Kernels* kernels_scalar() {
@@ -39,6 +42,9 @@ const Kernels* kernels_scalar() {
                                     micro,
                                     finish,
                                     small,
+                                    rows,
+                                    winograd_input,
+                                    winograd_output,
                                     moments,
                                     depthwise,
                                     image_load,

@@ -72,45 +72,6 @@ void micro(const MicroArgs& a, int pixels, int nb) {
   micro_stride<1, FASTGEN_PIXELS1>(pixels, a.pixel)(a);
 }
 
-// Statistics (Chan, Golub, LeVeque 1979): every register tile gives its mean and its sum of squared
-// deviations, taken around the mean so far, and those are merged. Means are relative to the part's
-// first value. So neither a large mean nor an unusual first value costs accuracy.
-void finish(const FinishArgs& a) {
-  const float count = static_cast<float>(a.pixels);
-  const float share = count / (count + static_cast<float>(a.before));
-  const float cross = share * static_cast<float>(a.before);
-  for (int b = 0; b < a.valid; ++b) {
-    for (int j = 0; j < VPB; ++j) {
-      const float* tile = a.tile + b * kBlock + j * VL;
-      float* out = a.out + b * a.out_block + j * VL;
-      const int step = a.nb * kBlock;
-      if (!a.stats) {
-        for (int p = 0; p < a.pixels; ++p)
-          store(out + p * a.out_pixel, activate(load(tile + p * step), a.act, a.slope));
-        continue;
-      }
-      float* stats = a.stats + b * 3 * kBlock + j * VL;
-      const vf pivot = a.before ? load(stats) : activate(load(tile), a.act, a.slope);
-      const vf base = a.before ? pivot + load(stats + kBlock) : pivot;
-      vf sum{}, squares{};
-      for (int p = 0; p < a.pixels; ++p) {
-        const vf y = activate(load(tile + p * step), a.act, a.slope);
-        store(out + p * a.out_pixel, y);
-        const vf d = y - base;
-        sum += d;
-        squares += d * d;
-      }
-      const vf delta = sum * (1.0f / count);
-      const vf mean = base - pivot + delta * share;
-      squares -= sum * delta;
-      if (a.before) squares += load(stats + 2 * kBlock) + delta * delta * cross;
-      store(stats, pivot);
-      store(stats + kBlock, mean);
-      store(stats + 2 * kBlock, squares);
-    }
-  }
-}
-
 void moments(const float* x, int64_t count, float* stats) {
   for (int j = 0; j < VPB; ++j) {
     float* s = stats + j * VL;

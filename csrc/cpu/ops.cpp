@@ -87,8 +87,10 @@ class Stats final : public Step {
     std::vector<int64_t> counts(parts, kPart);
     counts.back() = pixels - (parts - 1) * kPart;
     c.pool->run(planes, [&](int64_t plane, int) {
-      write_norm(c, norm_, plane / blocks, plane % blocks, c.stats + plane * parts * 3 * kBlock,
-                 3 * kBlock, counts.data(), parts);
+      const int64_t image = plane / blocks, first = plane % blocks * kBlock;
+      write_norm(norm_, first, kBlock, c.stats + plane * parts * 3 * kBlock, 3 * kBlock,
+                 counts.data(), parts, c.scale(norm_.slot, image) + first,
+                 c.shift(norm_.slot, image) + first);
     });
   }
 

@@ -1,6 +1,6 @@
 // Loading a window into a panel: padding, upsampling, cropping by index; normalisation, activation
 // and residual on the way. Included inside an instruction set's anonymous namespace.
-#include "vec.inl"
+#include "half.inl"
 
 enum LoadMode { kLoadCopy, kLoadAffine, kLoadAffineRelu, kLoadAffineAdd, kLoadAdd, kLoadAny };
 
@@ -15,16 +15,16 @@ inline LoadMode load_mode(const PackArgs& a) {
 }
 
 template <int MODE>
-inline vf transform(const PackArgs& a, vf x, vf scale, vf shift, const float* res) {
+inline vf transform(const PackArgs& a, vf x, vf scale, vf shift, vf res) {
   if (MODE == kLoadCopy) return x;
-  if (MODE == kLoadAdd) return x + load(res);
+  if (MODE == kLoadAdd) return x + res;
   if (MODE == kLoadAffine) return x * scale + shift;
   if (MODE == kLoadAffineRelu) return activate(x * scale + shift, kActRelu, 0.0f);
-  if (MODE == kLoadAffineAdd) return x * scale + shift + load(res);
+  if (MODE == kLoadAffineAdd) return x * scale + shift + res;
   if (a.scale) x = x * scale + shift;
   x = activate(x, a.pre, a.pre_slope);
-  if (a.combine == kCombineAdd) x += load(res);
-  if (a.combine == kCombineMul) x *= load(res);
+  if (a.combine == kCombineAdd) x += res;
+  if (a.combine == kCombineMul) x *= res;
   return activate(x, a.post, a.post_slope);
 }
 
@@ -37,10 +37,11 @@ inline float transform1(const PackArgs& a, int c, float x, float res) {
 }
 
 // One value of channel c, wherever it lies.
+template <class T>
 inline float fetch1(const PackArgs& a, int c, int sy, int sx, int ry, int rx) {
   const auto at = [c](const View& v, int y, int x) {
     const int64_t channel = v.planar ? c * v.block : (c / kBlock) * v.block + c % kBlock;
-    return v.data[channel + y * v.row + x * v.pixel];
+    return load_one(static_cast<const T*>(v.data) + channel + y * v.row + x * v.pixel);
   };
   return transform1(a, c, at(a.src, sy, sx), a.combine ? at(a.res, ry, rx) : 0.0f);
 }
@@ -50,29 +51,133 @@ inline bool zero_row(const PackArgs& a, int y) {
   return a.src_y[y] < 0 || (a.combine && a.res_y[y] < 0);
 }
 
-template <int MODE>
-void pack_row16(const PackArgs& a, int b, int y, float* dst) {
-  const float* src = a.src.data + b * a.src.block + a.src_y[y] * a.src.row;
-  const float* res = a.combine ? a.res.data + b * a.res.block + a.res_y[y] * a.res.row : nullptr;
-  for (int j = 0; j < VPB; ++j) {
-    vf scale{}, shift{};
-    if (a.scale) {
-      scale = load(a.scale + b * kBlock + j * VL);
-      shift = load(a.shift + b * kBlock + j * VL);
+// One row of a channel block into a kPanel16 row; both operands blocked.
+template <int MODE, class T, bool WHOLE>
+void pack_lanes(const PackArgs& a, const T* src, const T* res, const int32_t* rx, int c0, int n,
+                float* dst) {
+  vf scale{}, shift{};
+  if (a.scale) scale = load(a.scale + c0), shift = load(a.shift + c0);
+  for (int x = 0; x < a.cols; ++x) {
+    const int sx = a.src_x[x];
+    vf v{}, r{};
+    if (sx >= 0) {
+      if (res) r = load_some<WHOLE>(res + rx[x] * a.res.pixel, n);
+      v = transform<MODE>(a, load_some<WHOLE>(src + sx * a.src.pixel, n), scale, shift, r);
     }
-    for (int x = 0; x < a.cols; ++x) {
-      const int sx = a.src_x[x];
-      vf v{};
-      if (sx >= 0) {
-        const float* r = res ? res + a.res_x[x] * a.res.pixel + j * VL : nullptr;
-        v = transform<MODE>(a, load(src + sx * a.src.pixel + j * VL), scale, shift, r);
-      }
-      store(dst + x * kBlock + j * VL, v);
+    store(dst + x * kBlock, v);
+  }
+}
+
+template <int MODE, class T>
+void pack_row16(const PackArgs& a, int b, int y, float* dst) {
+  const T* src = static_cast<const T*>(a.src.data) + b * a.src.block + a.src_y[y] * a.src.row;
+  const T* res = nullptr;
+  if (a.combine) res = static_cast<const T*>(a.res.data) + b * a.res.block + a.res_y[y] * a.res.row;
+  for (int j = 0; j < kBlock; j += VL) {
+    const int c0 = b * kBlock + j, left = a.channels - c0;
+    const T* other = res ? res + j : nullptr;
+    if (!a.exact || left >= VL) {
+      pack_lanes<MODE, T, true>(a, src + j, other, a.res_x, c0, VL, dst + j);
+    } else if (left > 0) {
+      pack_lanes<MODE, T, false>(a, src + j, other, a.res_x, c0, left, dst + j);
+    } else {
+      for (int x = 0; x < a.cols; ++x) store(dst + x * kBlock + j, vf{});
     }
   }
 }
 
-template <int MODE>
+// r[i] = channels [c0, c0 + VL) of column xs[i], zero where that is negative.
+template <class T>
+inline void fetch_tile(const PackArgs& a, const View& v, int c0, int y, const int32_t* xs, int n,
+                       vf (&r)[VL]) {
+  const int here = a.channels - c0 < VL ? a.channels - c0 : VL;
+  const int64_t channel = v.planar ? c0 * v.block : (c0 / kBlock) * v.block + c0 % kBlock;
+  const T* p = static_cast<const T*>(v.data) + channel + y * v.row;
+  // Indices move by at most one from column to column, so the ends tell whether this is a run.
+  if (v.planar && n == VL && v.pixel == 1 && xs[0] >= 0 && xs[VL - 1] - xs[0] == VL - 1) {
+#pragma GCC unroll 16
+    for (int c = 0; c < VL; ++c) r[c] = c < here ? load_as(p + c * v.block + xs[0]) : vf{};
+    transpose(r);
+    return;
+  }
+  for (int i = 0; i < VL; ++i) {
+    r[i] = vf{};
+    if (i >= n || xs[i] < 0) continue;
+    if (!v.planar) {
+      r[i] = !a.exact || here == VL ? load_as(p + xs[i] * v.pixel)
+                                    : load_part(p + xs[i] * v.pixel, here);
+    } else {
+      for (int c = 0; c < here; ++c) r[i][c] = load_one(p + c * v.block + xs[i] * v.pixel);
+    }
+  }
+}
+
+// The loaded and transformed values of n columns from x, where one operand at least is planar.
+template <int MODE, class T>
+inline void load_mixed(const PackArgs& a, int c0, int y, int x, int n, vf scale, vf shift,
+                       vf (&r)[VL]) {
+  vf other[VL];
+  fetch_tile<T>(a, a.src, c0, a.src_y[y], a.src_x + x, n, r);
+  if (a.combine) fetch_tile<T>(a, a.res, c0, a.res_y[y], a.res_x + x, n, other);
+  if (MODE == kLoadCopy) return;
+  for (int i = 0; i < n; ++i)
+    if (a.src_x[x + i] >= 0)
+      r[i] = transform<MODE>(a, r[i], scale, shift, a.combine ? other[i] : vf{});
+}
+
+// The same where both are blocked and whole vectors may be read.
+template <int MODE, class T>
+inline void load_blocked(const PackArgs& a, int c0, int y, int x, int n, vf scale, vf shift,
+                         vf (&r)[VL]) {
+  const int64_t b = c0 / kBlock, lane = c0 % kBlock;
+  const T* src =
+      static_cast<const T*>(a.src.data) + b * a.src.block + a.src_y[y] * a.src.row + lane;
+  const T* res = nullptr;
+  if (a.combine)
+    res = static_cast<const T*>(a.res.data) + b * a.res.block + a.res_y[y] * a.res.row + lane;
+#pragma GCC unroll 16
+  for (int i = 0; i < VL; ++i) {
+    const int sx = i < n ? a.src_x[x + i] : -1;
+    r[i] = vf{};
+    if (sx >= 0)
+      r[i] = transform<MODE>(a, load_as(src + sx * a.src.pixel), scale, shift,
+                             res ? load_as(res + a.res_x[x + i] * a.res.pixel) : vf{});
+  }
+}
+
+// Any layout of the operands and of the panel: VL pixels x VL channels at a time.
+template <int MODE, class T>
+void pack_row(const PackArgs& a, int y, int first, int last, float* dst) {
+  const bool planar = a.format == kPanelPlanar;
+  const bool mixed = a.src.planar || (a.combine && a.res.planar);
+  for (int c0 = first; c0 < last; c0 += VL) {
+    vf scale{}, shift{};
+    if (a.scale) scale = load(a.scale + c0), shift = load(a.shift + c0);
+    const bool whole = !a.exact || a.channels - c0 >= VL;
+    for (int x = 0; x < a.cols; x += VL) {
+      const int n = a.cols - x < VL ? a.cols - x : VL;
+      vf r[VL];
+      if (c0 >= a.channels) {  // of the last block
+        for (int i = 0; i < VL; ++i) r[i] = vf{};
+      } else if (mixed || !whole) {
+        load_mixed<MODE, T>(a, c0, y, x, n, scale, shift, r);
+      } else {
+        load_blocked<MODE, T>(a, c0, y, x, n, scale, shift, r);
+      }
+      if (!planar) {
+        for (int i = 0; i < n; ++i) store(dst + (x + i) * kBlock + c0 - first, r[i]);
+        continue;
+      }
+      transpose(r);
+      for (int c = 0; c < VL && c0 + c < last; ++c) {
+        float* to = dst + (c0 + c) * a.dst_block + x;
+        n == VL ? store(to, r[c]) : store_part(to, r[c], n);
+      }
+    }
+  }
+}
+
+template <int MODE, class T>
 void pack16(const PackArgs& a) {
   const int blocks = (a.channels + kBlock - 1) / kBlock;
   for (int b = 0; b < blocks; ++b)
@@ -82,17 +187,10 @@ void pack16(const PackArgs& a) {
         for (int x = 0; x < a.cols * kBlock; x += VL) store(dst + x, vf{});
         continue;
       }
-      if (a.src.planar || a.res.planar) {
-        const int here = a.channels - b * kBlock < kBlock ? a.channels - b * kBlock : kBlock;
-        for (int x = 0; x < a.cols; ++x)
-          for (int c = 0; c < kBlock; ++c)
-            dst[x * kBlock + c] =
-                c < here && a.src_x[x] >= 0
-                    ? fetch1(a, b * kBlock + c, a.src_y[y], a.src_x[x], a.combine ? a.res_y[y] : 0,
-                             a.combine ? a.res_x[x] : 0)
-                    : 0.0f;
+      if (a.src.planar || (a.combine && a.res.planar)) {
+        pack_row<MODE, T>(a, y, b * kBlock, (b + 1) * kBlock, dst);
       } else {
-        pack_row16<MODE>(a, b, y, dst);
+        pack_row16<MODE, T>(a, b, y, dst);
       }
       if (a.store && y >= a.store_y0 && y < a.store_y1) {
         float* out = a.store + b * a.store_block + a.src_y[y] * a.store_row;
@@ -103,6 +201,7 @@ void pack16(const PackArgs& a) {
     }
 }
 
+template <class T>
 void pack4(const PackArgs& a) {
   for (int y = 0; y < a.rows; ++y) {
     float* dst = a.dst + y * a.dst_row;
@@ -111,102 +210,61 @@ void pack4(const PackArgs& a) {
       for (int x = 0; x < a.cols * 4; ++x) dst[x] = 0.0f;
     } else if (plain) {
       for (int c = 0; c < a.channels; ++c) {
-        const float* src = a.src.data + c * a.src.block + a.src_y[y] * a.src.row;
+        const T* src = static_cast<const T*>(a.src.data) + c * a.src.block + a.src_y[y] * a.src.row;
         for (int x = 0; x < a.cols; ++x)
-          dst[x * 4 + c] = a.src_x[x] >= 0 ? src[a.src_x[x] * a.src.pixel] : 0.0f;
+          dst[x * 4 + c] = a.src_x[x] >= 0 ? load_one(src + a.src_x[x] * a.src.pixel) : 0.0f;
       }
     } else {
       for (int x = 0; x < a.cols; ++x)
         for (int c = 0; c < a.channels; ++c)
           dst[x * 4 + c] = a.src_x[x] >= 0
-                               ? fetch1(a, c, a.src_y[y], a.src_x[x], a.combine ? a.res_y[y] : 0,
-                                        a.combine ? a.res_x[x] : 0)
+                               ? fetch1<T>(a, c, a.src_y[y], a.src_x[x], a.combine ? a.res_y[y] : 0,
+                                           a.combine ? a.res_x[x] : 0)
                                : 0.0f;
     }
   }
 }
 
-// VL pixels x VL channels at a time, turned in registers.
-template <int MODE>
-void pack_planar_row(const PackArgs& a, int y) {
-  for (int c0 = 0; c0 < a.channels; c0 += VL) {
-    const int b = c0 / kBlock, lane = c0 % kBlock;
-    const float* src = a.src.data + b * a.src.block + a.src_y[y] * a.src.row + lane;
-    const float* res =
-        a.combine ? a.res.data + b * a.res.block + a.res_y[y] * a.res.row + lane : nullptr;
-    float* dst = a.dst + c0 * a.dst_block + y * a.dst_row;
-    const int here = a.channels - c0 < VL ? a.channels - c0 : VL;
-    vf scale{}, shift{};
-    if (a.scale) scale = load(a.scale + c0), shift = load(a.shift + c0);
-    int x = 0;
-    for (; x + VL <= a.cols; x += VL) {
-      vf r[VL];
-#pragma GCC unroll 16
-      for (int i = 0; i < VL; ++i) {
-        const int sx = a.src_x[x + i];
-        r[i] = vf{};
-        if (sx >= 0)
-          r[i] = transform<MODE>(a, load(src + sx * a.src.pixel), scale, shift,
-                                 res ? res + a.res_x[x + i] * a.res.pixel : nullptr);
-      }
-      transpose(r);
-      if (here == VL) {
-#pragma GCC unroll 16
-        for (int i = 0; i < VL; ++i) store(dst + i * a.dst_block + x, r[i]);
-      } else {
-        for (int i = 0; i < here; ++i) store(dst + i * a.dst_block + x, r[i]);
-      }
-    }
-    for (; x < a.cols; ++x) {
-      const int sx = a.src_x[x];
-      vf v{};
-      if (sx >= 0)
-        v = transform<MODE>(a, load(src + sx * a.src.pixel), scale, shift,
-                            res ? res + a.res_x[x] * a.res.pixel : nullptr);
-      for (int i = 0; i < here; ++i) dst[i * a.dst_block + x] = v[i];
-    }
-  }
-}
-
-template <int MODE>
+template <int MODE, class T>
 void pack_planar(const PackArgs& a) {
   for (int y = 0; y < a.rows; ++y) {
-    if (zero_row(a, y)) {
-      for (int c = 0; c < a.channels; ++c)
-        for (int x = 0; x < a.cols; ++x) a.dst[c * a.dst_block + y * a.dst_row + x] = 0.0f;
-    } else if (a.src.planar || a.res.planar) {
-      for (int c = 0; c < a.channels; ++c)
-        for (int x = 0; x < a.cols; ++x)
-          a.dst[c * a.dst_block + y * a.dst_row + x] =
-              a.src_x[x] >= 0 ? fetch1(a, c, a.src_y[y], a.src_x[x], a.combine ? a.res_y[y] : 0,
-                                       a.combine ? a.res_x[x] : 0)
-                              : 0.0f;
-    } else {
-      pack_planar_row<MODE>(a, y);
+    float* dst = a.dst + y * a.dst_row;
+    if (!zero_row(a, y)) {
+      pack_row<MODE, T>(a, y, 0, a.channels, dst);
+      continue;
     }
+    for (int c = 0; c < a.channels; ++c)
+      for (int x = 0; x < a.cols; ++x) dst[c * a.dst_block + x] = 0.0f;
   }
 }
 
-template <int MODE>
+template <int MODE, class T>
 inline void pack_as(const PackArgs& a) {
-  if (a.format == kPanel16) return pack16<MODE>(a);
-  if (a.format == kPanelPlanar) return pack_planar<MODE>(a);
-  pack4(a);
+  if (a.format == kPanel16) return pack16<MODE, T>(a);
+  if (a.format == kPanelPlanar) return pack_planar<MODE, T>(a);
+  pack4<T>(a);
+}
+
+template <class T>
+void pack_half(const PackArgs& a) {
+  load_mode(a) == kLoadCopy ? pack_as<kLoadCopy, T>(a) : pack_as<kLoadAny, T>(a);
 }
 
 void pack(const PackArgs& a) {
+  if (a.dtype == kFloat16) return pack_half<f16>(a);
+  if (a.dtype == kBFloat16) return pack_half<bf16>(a);
   switch (load_mode(a)) {
     case kLoadCopy:
-      return pack_as<kLoadCopy>(a);
+      return pack_as<kLoadCopy, float>(a);
     case kLoadAffine:
-      return pack_as<kLoadAffine>(a);
+      return pack_as<kLoadAffine, float>(a);
     case kLoadAffineRelu:
-      return pack_as<kLoadAffineRelu>(a);
+      return pack_as<kLoadAffineRelu, float>(a);
     case kLoadAffineAdd:
-      return pack_as<kLoadAffineAdd>(a);
+      return pack_as<kLoadAffineAdd, float>(a);
     case kLoadAdd:
-      return pack_as<kLoadAdd>(a);
+      return pack_as<kLoadAdd, float>(a);
     default:
-      return pack_as<kLoadAny>(a);
+      return pack_as<kLoadAny, float>(a);
   }
 }

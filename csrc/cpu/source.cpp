@@ -119,20 +119,30 @@ void check_source(const Plan& plan, const std::vector<Slot>& slots, const Source
   }
 }
 
+void fill_maps(Extent value, Extent residual, const Source& source, int64_t first_y, int64_t rows,
+               int64_t first_x, int64_t columns, int pad_mode, Maps* maps) {
+  fill_axis(value.h, source.views, true, first_y, rows, pad_mode, &maps->src_y);
+  fill_axis(value.w, source.views, false, first_x, columns, pad_mode, &maps->src_x);
+  maps->height = value.h;
+  maps->width = value.w;
+  axis_ops(source.views, true, &maps->height);
+  axis_ops(source.views, false, &maps->width);
+  if (source.combine == kCombineNone) return;
+  // The residual is combined before the source's views: it goes through both lists.
+  std::vector<ViewOp> views = source.residual_views;
+  views.insert(views.end(), source.views.begin(), source.views.end());
+  fill_axis(residual.h, views, true, first_y, rows, pad_mode, &maps->res_y);
+  fill_axis(residual.w, views, false, first_x, columns, pad_mode, &maps->res_x);
+}
+
 void fill_maps(const Plan& plan, const Source& source, int64_t first_y, int64_t rows,
                int64_t first_x, int64_t columns, int pad_mode, Maps* maps) {
-  const ValueShape& shape = plan.values[source.value].shape;
-  fill_axis(shape.h, source.views, true, first_y, rows, pad_mode, &maps->src_y);
-  fill_axis(shape.w, source.views, false, first_x, columns, pad_mode, &maps->src_x);
-  source_size(plan, source, &maps->height, &maps->width);
-  if (source.combine != kCombineNone) {
-    // The residual is combined before the source's views: it goes through both lists.
-    const ValueShape& other = plan.values[source.residual].shape;
-    std::vector<ViewOp> views = source.residual_views;
-    views.insert(views.end(), source.views.begin(), source.views.end());
-    fill_axis(other.h, views, true, first_y, rows, pad_mode, &maps->res_y);
-    fill_axis(other.w, views, false, first_x, columns, pad_mode, &maps->res_x);
-  }
+  const auto extent = [&](int value) {
+    return Extent{plan.values[value].shape.h, plan.values[value].shape.w};
+  };
+  const Extent residual = source.combine == kCombineNone ? Extent{} : extent(source.residual);
+  fill_maps(extent(source.value), residual, source, first_y, rows, first_x, columns, pad_mode,
+            maps);
 }
 
 PackArgs source_args(const Context& context, const Source& source, int64_t image) {
@@ -167,8 +177,9 @@ void check_norm(const std::vector<Slot>& slots, const NormSpec& norm, int64_t ch
             label + ": norm weights do not fit the value");
 }
 
-void write_norm(const Context& context, const NormSpec& norm, int64_t image, int64_t block,
-                const float* stats, int64_t part_stride, const int64_t* counts, int64_t parts) {
+void write_norm(const NormSpec& norm, int64_t first, int64_t channels, const float* stats,
+                int64_t part_stride, const int64_t* counts, int64_t parts, float* scale,
+                float* shift) {
   // Merges triples of (count, mean, sum of squared deviations) in double.
   double mean[kBlock] = {}, m2[kBlock] = {}, count = 0;
   for (int64_t t = 0; t < parts; ++t, stats += part_stride) {
@@ -182,10 +193,8 @@ void write_norm(const Context& context, const NormSpec& norm, int64_t image, int
     }
     count = total;
   }
-  float* scale = context.scale(norm.slot, image) + block * kBlock;
-  float* shift = context.shift(norm.slot, image) + block * kBlock;
-  for (int c = 0; c < kBlock; ++c) {
-    const size_t channel = block * kBlock + c;
+  for (int64_t c = 0; c < channels; ++c) {
+    const size_t channel = first + c;
     const double variance = std::max(m2[c], 0.0) / count;
     double s = 1.0 / std::sqrt(variance + static_cast<double>(norm.eps));
     if (channel < norm.weight.size()) s *= norm.weight[channel];

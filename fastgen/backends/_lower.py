@@ -43,7 +43,7 @@ FEW = 4  # most outputs of the kernel whose vector lanes run over pixels
 ACTIVATIONS = {"none": 0, "relu": 1, "leaky_relu": 2, "tanh": 3, "sigmoid": 4}
 _COMBINE = {"add": 1, "mul": 2}
 _UPSAMPLE, _CROP, _PAD_ZEROS, _PAD_REFLECT = range(4)
-_ZEROS, _REFLECT, _REPEAT = range(3)
+_ZEROS, _REFLECT = range(2)
 _POOLS = {"max": 0, "avg": 1, "global_avg": 2}
 
 Array = np.ndarray
@@ -183,9 +183,6 @@ class _Lowering:
         covers = kernel >= step.stride and padding >= step.stride - 1
         storing = dense and not step.small and step.inputs > FEW and covers
         step.source = self.load(name, storing)
-        doubled = any(view[:2] == (_UPSAMPLE, 2) for view in step.source.views[-1:])
-        if doubled and dense and not step.small and (kernel, step.stride, padding) == (3, 1, 1):
-            self.split_upsampling(step, weight)
         self.write_conv(node.name, step)
 
     def load(self, name: str, storing: bool) -> Source:
@@ -200,28 +197,6 @@ class _Lowering:
         index = self.value(name)
         self.state[name] = Source(index)
         return replace(source, store=index)
-
-    def split_upsampling(self, step: ConvStep, weight: Array) -> None:
-        """Nearest x2, then 3x3: four 2x2 convolutions of the small map, one per output parity.
-
-        An even row reads the small rows (i-1, i, i), an odd one (i, i, i+1); taps that meet the
-        same row add up. Reflection of the large map by one pixel repeats the small map's border.
-        """
-
-        def sums(w: Array, axis: int, odd: int) -> Array:
-            first, middle, last = np.split(w, 3, axis)
-            pair = [first + middle, last] if odd else [first, middle + last]
-            return np.concatenate(pair, axis)
-
-        step.phases = [
-            Phase(sums(sums(weight, 2, ry), 3, rx), ry - 1, rx - 1, ry, rx)
-            for ry in (0, 1)
-            for rx in (0, 1)
-        ]
-        step.out_stride = 2
-        step.source = replace(step.source, views=step.source.views[:-1])
-        if step.pad_mode == _REFLECT:
-            step.pad_mode = _REPEAT
 
     def only_output(self, name: str) -> bool:
         """Whether the value goes to one graph output, through pointwise nodes at most."""
