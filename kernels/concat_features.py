@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .launch import Launch, machine_of, run
+from .launch import Launch, run
 
 if TYPE_CHECKING:
     import torch

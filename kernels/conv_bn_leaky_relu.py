@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from .conv_weights import PackedWeights
-from .launch import Launch, Machine, index_bits, machine_of, run
+from .launch import Launch, Machine, index_bits, machine_of, pipeline, run
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Tile", "choose_tile", "conv", "plan", "tiles"]
+__all__ = ["Tile", "choose_tile", "conv", "plan", "tiles", "tune"]
 
 # (positions, channels, warps) per program, the most efficient first. The first that keeps every
 # multiprocessor busy is taken: see choose_tile. Float32 runs three products for each (tf32x3) and
@@ -65,7 +67,6 @@ def plan(
     residual: torch.Tensor | None = None,
     residual_on_load: bool = False,
     tile: Tile | None = None,
-    stages: int | None = None,
 ) -> tuple[tuple[torch.Tensor, ...], list[Launch]]:
     """Allocate the results and say what fills them.
 
@@ -77,7 +78,6 @@ def plan(
         residual: like the output (or like ``x`` if it is added on load); batch 1 broadcasts.
         residual_on_load: where the residual is added.
         tile: in place of ``choose_tile``'s.
-        stages: in place of the usual depth of the pipeline.
 
     Returns:
         (y,), or (y, scale, shift) if ``packed`` has a norm; and the launches.
@@ -114,8 +114,8 @@ def plan(
     if statistics:
         shape = (n, count * packed.phases, 2, packed.out_channels)
         partials = torch.empty(shape, dtype=torch.float32, device=x.device)
-    if stages is None:
-        stages = 4 if machine.capability[0] >= 9 and packed.dtype != "float32" else 3
+    operands = block_m + block_n + block_m * (residual is not None and residual_on_load)
+    stages = pipeline(machine, operands * packed.block_k * x.element_size())
     first = Launch(
         "conv_bn_leaky_relu",
         "conv",
@@ -226,3 +226,29 @@ def conv(
     )
     run(launches, x)
     return results
+
+
+def tune(
+    x: torch.Tensor,
+    packed: PackedWeights,
+    measure: Callable[[Callable[[], Any]], float] | None = None,
+    **inputs: Any,
+) -> list[tuple[Tile, float]]:
+    """Every tile that fits with its time, the quickest first: what to enter into the tables.
+
+    Nothing calls this while the op is used; a first call that searches would take seconds.
+
+    Args:
+        x: input of ``conv``.
+        packed: weights of ``conv``.
+        measure: milliseconds that a call takes; by default Triton's median on the GPU.
+        inputs: further arguments of ``conv``.
+    """
+    if measure is None:
+        from triton.testing import do_bench
+
+        measure = partial(do_bench, return_mode="median")
+    times = [
+        (tile, measure(partial(conv, x, packed, tile=tile, **inputs))) for tile in tiles(packed)
+    ]
+    return sorted(times, key=lambda entry: entry[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .launch import Launch, Machine, index_bits, machine_of, run
+from .launch import Launch, Machine, index_bits, machine_of, pipeline, run
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +91,7 @@ def plan(
             "BLOCK_P": block_p,
         },
         warps=8 if large else 4,
-        stages=4 if machine.capability[0] >= 9 else 3,
+        stages=pipeline(machine, 2 * block_c * block_p * x.element_size()),
     )
     if target != "workspace":
         return out, [first]
