@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastgen import ops
     from fastgen.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from fastgen.errors import BackendUnavailable, CheckpointError, FastgenError, ImageError
     from fastgen.styles import list_styles, load_style
@@ -30,6 +31,7 @@ __all__ = [
     "list_styles",
     "load_checkpoint",
     "load_style",
+    "ops",
     "save_checkpoint",
     "stylize",
 ]
@@ -44,6 +46,7 @@ _HOME = {
     "list_styles": "styles",
     "load_checkpoint": "checkpoint",
     "load_style": "styles",
+    "ops": "",
     "save_checkpoint": "checkpoint",
     "stylize": "stylizer",
 }
@@ -54,7 +57,12 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'fastgen' has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"fastgen.{_HOME[name]}"), name)
+    home = _HOME[name]
+    value = (
+        getattr(import_module(f"fastgen.{home}"), name)
+        if home
+        else import_module(f"fastgen.{name}")
+    )
     globals()[name] = value
     return value
 

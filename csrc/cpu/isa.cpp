@@ -2,15 +2,26 @@
 
 #include <cstdlib>
 #include <stdexcept>
+#ifdef FASTGEN_X86
+#include <cpuid.h>
+#endif
 
 namespace fastgen {
 namespace {
+
+#ifdef FASTGEN_X86
+// Conversion of float16; not every compiler knows it as a name.
+bool f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
+#endif
 
 bool runs_here(const std::string& name) {
   if (name == "scalar") return true;
 #ifdef FASTGEN_X86
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c();
   if (name == "avx2") return avx2;
   if (name == "avx512")
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&

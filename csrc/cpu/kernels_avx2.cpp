@@ -1,4 +1,6 @@
 // Kernels for AVX2 with FMA: 16 registers of 8 floats.
+#include <immintrin.h>
+
 #include <cstdint>
 #include <utility>
 
@@ -10,11 +12,14 @@
 #define FASTGEN_PIXELS2 0
 #define FASTGEN_SMALL3 3  // vectors of pixels x 3 outputs in the small kernel
 #define FASTGEN_SMALL4 2
+#define FASTGEN_GRAM_COLS 2  // 4x2 vectors of sums
 
 namespace fastgen {
 namespace {
+#include "gram_matrix.inl"
 #include "image.inl"
 #include "micro.inl"
+#include "move.inl"
 #include "pack.inl"
 }  // namespace
 
@@ -31,7 +36,10 @@ const Kernels* kernels_avx2() {
                                     depthwise,
                                     image_load,
                                     image_store,
-                                    peak};
+                                    peak,
+                                    gram_pack,
+                                    gram_tiles,
+                                    move};
   return &table;
 }
 

@@ -1,0 +1,72 @@
+"""Feature maps of a photo beside those of a style."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy import ndarray
+
+from fastgen.ops import _check, _dispatch, _register
+from fastgen.ops._check import Array
+
+__all__ = ["concat_features"]
+
+
+def concat_features(content: Array, style: Array, *, impl: str = "auto") -> Array:
+    """Content and style features, channel beside channel: ``out[n] = [content[n]; style[n]]``.
+
+    A style of shape (N, Cs) is the same at every position. What follows is usually a convolution:
+    :func:`fastgen.ops.conv_concat` is both in one and never writes the concatenation.
+
+    Args:
+        content: (N, Cc, H, W) float32, float16, bfloat16, or float64 (``ref`` only); contiguous or
+            channels_last (others are copied). Torch tensor, or numpy array on the CPU.
+        style: (N, Cs, H, W) or (N, Cs), dtype and device of the content; a batch of 1 serves
+            every image.
+        impl: ``"auto"``, ``"ref"``, ``"cpu"``, ``"cuda"`` or ``"triton"``.
+
+    Returns:
+        (N, Cc + Cs, H, W), dtype and memory format of the content. Exact: values are copied.
+
+    Raises:
+        TypeError: not tensors or arrays, or dtypes that differ or are not taken.
+        ValueError: shapes or devices that do not fit, unknown ``impl`` or one for another device.
+        ImplUnavailable: the named implementation cannot run here; the message says why.
+    """
+    _dispatch.check_impl(impl)
+    dtype = _check.dtype_name("content", content)
+    check_style(content, style)
+    if isinstance(content, ndarray):
+        modules = _dispatch.candidates("concat_features", impl, "cpu", dtype)
+    else:
+        if impl != "ref" and not _dispatch.is_direct(content, style):
+            content, style = _check.as_dense(content), _dense_style(style)
+            return _register.op("concat_features")(content, style, impl)
+        modules = _dispatch.candidates("concat_features", impl, content.device.type, dtype)
+    content, style = _check.as_dense(content), _dense_style(style)
+    if len(modules) == 1:
+        return modules[0].concat_features(content, style)
+    return _dispatch.run(modules, lambda module: module.concat_features(content, style))
+
+
+def check_style(content: Any, style: Any) -> None:
+    """The style fits the content.
+
+    Raises:
+        TypeError, ValueError: it does not.
+    """
+    n, _, h, w = _check.features("content", content)
+    _check.same_kind("style", style, "content", content)
+    shape = style.shape
+    fits = len(shape) == 2 or (len(shape) == 4 and shape[2] == h and shape[3] == w)
+    if not fits or shape[1] == 0 or (shape[0] != n and shape[0] != 1):
+        raise ValueError(
+            f"style has the shape {tuple(shape)}, must be ({n} or 1, C, {h}, {w}) or "
+            f"({n} or 1, C) for this content"
+        )
+
+
+def _dense_style(style: Any) -> Any:
+    if len(style.shape) == 4:
+        return _check.as_dense(style)
+    return _check.as_contiguous(style)
