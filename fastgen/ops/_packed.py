@@ -244,6 +244,12 @@ def fold(
     return cast(weight, result), zeros if offset is None else cast(offset, result)
 
 
+def make_spec(weight: Any, bias: Any, where: Any, **rest: Any) -> ConvSpec:
+    """A spec from folded arrays and a geometry (stride, padding, padding mode, upsampling)."""
+    stride, padding, padding_mode, upsample = where
+    return ConvSpec(weight, bias, stride, padding, padding_mode, upsample, **rest)
+
+
 def to_numpy(value: Any) -> Any:
     """A C-contiguous copy as an array of what an array or tensor holds; None stays None."""
     if value is None:

@@ -9,7 +9,6 @@ from numpy import ndarray
 from fastgen.ops import _check, _dispatch, _packed, _ref, _register
 from fastgen.ops._check import Array, Geometry
 from fastgen.ops._packed import PackedConv
-from fastgen.ops._spec import ConvSpec
 
 __all__ = ["conv_bn_leaky_relu", "pack_conv_bn"]
 
@@ -110,7 +109,7 @@ def conv_bn_leaky_relu(
     if not direct:
         return _register.op(_OP)(x, *folded, residual, *where, negative_slope, impl, 0)
     arrays = _packed.to_numpy(folded[0]), _packed.to_numpy(folded[1])
-    spec = ConvSpec(*arrays, *where, negative_slope, dtype)
+    spec = _packed.make_spec(*arrays, where, negative_slope=negative_slope, dtype=dtype)
     home = None if array or x.is_cpu else str(x.device)
     return _dispatch.run(modules, lambda m: m.conv(x, m.pack_conv(spec, home), residual))
 
@@ -170,7 +169,8 @@ def pack_conv_bn(
     name, home = _packed.target(weight, dtype, device)
     folded = fold_arrays(weight, parameters, eps, name)
     where: Geometry = (stride, padding, padding_mode, upsample)
-    return PackedConv(_OP, ConvSpec(*folded, *where, negative_slope, name), impl, home)
+    spec = _packed.make_spec(*folded, where, negative_slope=negative_slope, dtype=name)
+    return PackedConv(_OP, spec, impl, home)
 
 
 def check_parameters(

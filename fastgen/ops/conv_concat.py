@@ -9,7 +9,6 @@ from numpy import ndarray
 from fastgen.ops import _check, _dispatch, _packed, _ref, _register
 from fastgen.ops._check import Array, Geometry
 from fastgen.ops._packed import PackedConv, PackedConvConcat, StylePart
-from fastgen.ops._spec import ConvSpec
 from fastgen.ops.concat_features import check_style
 from fastgen.ops.conv_bn_leaky_relu import apply_packed, check_parameters, fold_arrays
 
@@ -234,9 +233,10 @@ def _pack(
         np.ascontiguousarray(half)
         for half in (weight[:, :content_channels], weight[:, content_channels:])
     )
-    content = PackedConv(_CONV, ConvSpec(left, bias, *where, negative_slope, dtype), impl, device)
-    rest = ConvSpec(right, np.zeros_like(bias), *where, 1.0, dtype)
-    return PackedConvConcat(content, PackedConv(_CONV, rest, content.impl, device))
+    spec = _packed.make_spec(left, bias, where, negative_slope=negative_slope, dtype=dtype)
+    content = PackedConv(_CONV, spec, impl, device)
+    spec = _packed.make_spec(right, np.zeros_like(bias), where, dtype=dtype)
+    return PackedConvConcat(content, PackedConv(_CONV, spec, content.impl, device))
 
 
 def _check_channels(content: int, style: int, weight: int) -> None:

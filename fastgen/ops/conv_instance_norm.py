@@ -190,16 +190,15 @@ def _spec(
         found = _packed.to_numpy(value)
         return np.full(size, default, wide) if found is None else found.astype(wide)
 
-    return ConvSpec(
+    return _packed.make_spec(
         array(weight, 0.0),
         array(bias, 0.0),
-        *where,
-        1.0,
-        dtype,
-        load_slope,
-        array(gamma, 1.0),
-        array(beta, 0.0),
-        eps,
+        where,
+        dtype=dtype,
+        load_slope=load_slope,
+        gamma=array(gamma, 1.0),
+        beta=array(beta, 0.0),
+        eps=eps,
     )
 
 
