@@ -294,7 +294,7 @@ class Suite:
                 "op": case.op,
                 "case": case.name,
                 "dtype": dtype,
-                "precisions": _PRECISIONS[dtype],
+                "precisions": _PRECISIONS[dtype][-1:] if self.dry else _PRECISIONS[dtype],
                 "programs": [],
                 "seconds": 0.002 if self.dry else 0.04,
                 "tiny": tiny or self.dry,
@@ -369,7 +369,7 @@ class Suite:
             job["programs"] = ["compile"]
             job["mode"] = "default" if self.dry else "max-autotune"
         if self.dry:
-            jobs = [job for job in jobs if job["op"] == "concat_features"][:1]
+            jobs = [job | {"precisions": ("fp32",)} for job in jobs[:1]]
         else:
             self._run_networks_if_time(len(jobs))
         self._jobs(jobs, "compile", 400, 45, self._keep_op)

@@ -218,9 +218,8 @@ def summary(data: dict[str, Any]) -> str:
                     goals.setdefault(goal, []).append(met)
             said = ", ".join(f"{g}: {sum(m)}/{len(m)}" for g, m in goals.items())
             worst = min((line["over_eager"] for line in mine if "over_eager" in line), default=0.0)
-            rows.append(
-                f"  {op:20} {impl:7} {len(mine):3} rows  least over eager {worst:5.2f}x  {said}"
-            )
+            speed = "" if data["dry_run"] else f"  least over eager {worst:5.2f}x  {said}"
+            rows.append(f"  {op:20} {impl:7} {len(mine):3} rows{speed}")
     lines += ["operations:", *rows] if rows else []
     lines += [f"networks: {len(data['networks'])} measured"] if data["networks"] else []
     lines += [f"skipped: {item}" for item in data["skipped"][:8]]
