@@ -55,7 +55,8 @@ class Side:
         case = case.tiny() if tiny else case
         if not keep:
             self._steps.clear()
-            torch.compiler.reset()
+            if self.side == "compile":  # elsewhere this would load the compiler for nothing
+                torch.compiler.reset()
         values = op_work.inputs(case, dtype, layout=layout)
         try:
             function = self._function(case, values, layout)

@@ -172,13 +172,13 @@ def ours(case: Case, values: Values, impl: str) -> Callable[[], Any]:
     if case.op == "concat_features":
         style = values["style"]
         return lambda: ops.concat_features(x, style, impl=impl)
-    geometry = {
+    geometry: dict[str, Any] = {
         "stride": case.stride,
         "padding": case.padding,
         "padding_mode": case.mode,
         "upsample": case.upsample,
     }
-    target = {"dtype": x.dtype, "device": x.device, "impl": impl}
+    target: dict[str, Any] = {"dtype": x.dtype, "device": x.device, "impl": impl}
     weight, gamma, beta = (values[k] for k in ("weight", "gamma", "beta"))
     if case.op == "conv_instance_norm":
         packed = ops.pack_conv_instance_norm(
@@ -187,7 +187,7 @@ def ours(case: Case, values: Values, impl: str) -> Callable[[], Any]:
         norm = (values["scale"], values["shift"])
         return lambda: ops.conv_instance_norm(x, packed, norm=norm, impl=impl)
     batch_norm = (weight, None, gamma, beta, values["mean"], values["var"])
-    options = {"eps": EPS, "negative_slope": SLOPE, **geometry, **target}
+    options: dict[str, Any] = {"eps": EPS, "negative_slope": SLOPE, **geometry, **target}
     if case.op == "conv_bn_leaky_relu":
         folded = ops.pack_conv_bn(*batch_norm, **options)
         return lambda: ops.conv_bn_leaky_relu(x, folded, impl=impl)

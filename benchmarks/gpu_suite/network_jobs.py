@@ -72,7 +72,7 @@ def measure(job: dict[str, Any], timer: Timer, device: str) -> dict[str, Any]:
     random = torch.Generator().manual_seed(0)
     high = 255.0 if "image" in shapes else 1.0
     plain = {k: (torch.rand(s, generator=random) * high).to(device) for k, s in shapes.items()}
-    module = GraphModule(graph).load_weights(weights).eval().requires_grad_(False).to(device)
+    module: Any = GraphModule(graph).load_weights(weights).eval().requires_grad_(False).to(device)
     allow_tf32(False)
     truth = _tensors(module(**plain))
     rows = []
