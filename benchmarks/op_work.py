@@ -89,14 +89,21 @@ def gram(x: Tensor) -> Tensor:
     """The Gram matrix by one batched product; float32 out, as a loss needs it."""
     n, channels, height, width = x.shape
     rows = x.reshape(n, channels, height * width)
-    return torch.bmm(rows, rows.transpose(1, 2)).float() / (channels * height * width)
+    return _product(rows, rows.transpose(1, 2), channels, height * width)
 
 
 def gram_positions(x: Tensor) -> Tensor:
     """The same from channels_last memory, where positions are the rows."""
     n, channels, height, width = x.shape
     rows = x.permute(0, 2, 3, 1).reshape(n, height * width, channels)
-    return torch.bmm(rows.transpose(1, 2), rows).float() / (channels * height * width)
+    return _product(rows.transpose(1, 2), rows, channels, height * width)
+
+
+def _product(a: Tensor, b: Tensor, channels: int, positions: int) -> Tensor:
+    if a.dtype == torch.float16:  # the plain sums would overflow; this is the same library call
+        some = a.new_empty((1, 1, 1))  # ignored, as beta is 0
+        return torch.baddbmm(some, a, b, beta=0, alpha=1 / positions).float() / channels
+    return torch.bmm(a, b).float() / (channels * positions)
 
 
 def concat(content: Tensor, style: Tensor) -> Tensor:

@@ -38,6 +38,15 @@ def test_ours_is_measured_doing_the_right_thing(case: Case, dtype: str) -> None:
         assert op_work.error(op_work.ours(case, values, impl)(), expected) <= limit, impl
 
 
+def test_a_gram_matrix_in_half_precision_does_not_overflow() -> None:
+    case = by_name("gram_matrix", "1x3x256x256")
+    for layout in op_work.LAYOUTS:
+        values = op_work.inputs(case, "float16", layout=layout)
+        function, arguments = op_work.peer(case, values, layout)
+        found = op_work.error(function(*arguments), op_work.reference(case, values))
+        assert found <= op_work.tolerance(case, "float16")
+
+
 def test_inputs_are_the_same_in_every_process_and_not_trivial() -> None:
     case = by_name("conv_instance_norm", "1x128x64x64-128_k3_reflect").tiny()
     first, second = (op_work.inputs(case, "float32") for _ in range(2))

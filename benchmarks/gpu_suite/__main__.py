@@ -10,9 +10,11 @@ found something; 2 wrong usage or no GPU.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
+from benchmarks.gpu_suite.processes import end_all
 from benchmarks.gpu_suite.suite import PARTS, ROOT, Options, Suite
 
 
@@ -46,7 +48,14 @@ def main(arguments: list[str] | None = None) -> int:
         minutes=args.minutes,
         parts=tuple(p for p in PARTS if not args.only or p in ("build", *args.only)),
     )
-    return Suite(options, lambda line: print(f"gpu_suite: {line}", flush=True)).run()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return Suite(options, lambda line: print(f"gpu_suite: {line}", flush=True)).run()
+    except KeyboardInterrupt:
+        print("gpu_suite: interrupted; what was measured is in the result file", file=sys.stderr)
+        return 130
+    finally:
+        end_all()
 
 
 if __name__ == "__main__":

@@ -139,8 +139,13 @@ def judge_sanitizer(
     bad = [r["failed"] for r in [*results, *rows] if "failed" in r]
     bad += [row["wrong"] for row in rows if "wrong" in row]
     summary = [line.strip("= \t") for line in text.splitlines() if "SUMMARY:" in line]
-    found = {"exit_code": code, "jobs": len(results), "of": jobs, "calls": len(good)}
-    found["summary"] = summary
+    found = {
+        "exit_code": code,
+        "jobs": len(results),
+        "of": jobs,
+        "calls": len(good),
+        "summary": summary,
+    }
     problems = [f"{tool}: {text}" for text in dict.fromkeys(bad)]
     if code is None:
         problems.append(f"{tool} did not end in time ({len(results)} of {jobs} jobs); see {log}")

@@ -14,9 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["run_command", "run_jobs", "tail", "worker_command"]
+__all__ = ["end_all", "run_command", "run_jobs", "tail", "worker_command"]
 
 Job = dict[str, Any]
+
+_running: set[subprocess.Popen[str]] = set()
 
 
 def run_jobs(
@@ -165,7 +167,7 @@ def run_command(
 
 def _start(command: Sequence[str], env: dict[str, str], **options: Any) -> subprocess.Popen[str]:
     # A session of its own: compilers and test workers that it starts end with it.
-    return subprocess.Popen(
+    process = subprocess.Popen(
         list(command),
         env=env,
         stdin=subprocess.DEVNULL,
@@ -173,6 +175,14 @@ def _start(command: Sequence[str], env: dict[str, str], **options: Any) -> subpr
         start_new_session=True,
         **options,
     )
+    _running.add(process)
+    return process
+
+
+def end_all() -> None:
+    """Ends everything that is still running; for a user who does not want to wait."""
+    for process in list(_running):
+        _end(process)
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -192,3 +202,4 @@ def _end(process: subprocess.Popen[str]) -> None:
     except (ProcessLookupError, PermissionError):
         pass
     process.wait()
+    _running.discard(process)

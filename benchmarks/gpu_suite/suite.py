@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks import machine, networks
 from benchmarks.gpu_suite import build, checks, tables
 from benchmarks.gpu_suite.budget import Budget
-from benchmarks.gpu_suite.processes import run_jobs
+from benchmarks.gpu_suite.processes import end_all, run_jobs
 from benchmarks.gpu_suite.results import Results, write_atomically
 from benchmarks.op_cases import CASES, DTYPES
 
@@ -250,8 +250,16 @@ class Suite:
                 f"warm-up {i}": pool.submit(self._warm_up, i, seconds)
                 for i in range(0 if self.dry else 4)
             }
+            try:
+                wait(pending.values())
+            except BaseException:  # else the pool waits for them
+                end_all()
+                raise
         for name, future in pending.items():
-            facts, problems = future.result()
+            try:
+                facts, problems = future.result()
+            except (RuntimeError, OSError) as error:
+                facts, problems = {}, [f"{name}: {error}"]
             if name in ("racecheck",) and facts.get("exit_code") is None and facts:
                 # It is the slowest tool: what it did not get to is no failure.
                 self.found.skip(problems.pop())
