@@ -132,7 +132,8 @@ def page(result: dict[str, Any], source: str) -> str:
         "work at the same precision in plain PyTorch, eager and under `torch.compile`, with the "
         "batch norm folded and weights and input in channels_last memory beforehand; reflection "
         "and upsampling are `F.pad` and `F.interpolate`, as one writes them. Gram matrix and "
-        "concatenation are measured in both memory formats, and the peer is the best of both. "
+        "concatenation are measured in both memory formats; the peer of a Gram matrix is the best "
+        "of both, that of a concatenation has the same. "
         "Every side is a process of its own; they take turns, round by round. The machine is "
         "shared with other work: compare times within a row only.",
         "",

@@ -51,14 +51,20 @@ class Comparison:
     errors: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
-    def best_peer(self) -> str:
-        """The side of plain PyTorch with the smallest median."""
-        peers = [side for side in self.seconds if side.split()[0] in PEERS]
-        return min(peers, key=lambda side: median(self.seconds[side]))
+    def best_peer(self, side: str) -> str:
+        """The side of plain PyTorch with the smallest median.
 
-    def ratio(self, side: str, peer: str | None = None) -> float:
-        """Median over the rounds of the peer's time / the side's; above 1 the side is faster."""
-        pairs = zip(self.seconds[peer or self.best_peer()], self.seconds[side], strict=True)
+        The memory format of a concatenation's result is that of its input, so its peers have the
+        side's own; a Gram matrix has none, and its peer is the best of both.
+        """
+        peers = [peer for peer in self.seconds if peer.split()[0] in PEERS]
+        if self.case.op == "concat_features":
+            peers = [peer for peer in peers if peer.split()[1] == side.split()[1]]
+        return min(peers, key=lambda peer: median(self.seconds[peer]))
+
+    def ratio(self, side: str) -> float:
+        """Median over the rounds of the best peer's time / the side's; above 1 it is faster."""
+        pairs = zip(self.seconds[self.best_peer(side)], self.seconds[side], strict=True)
         return median(theirs / mine for theirs, mine in pairs)
 
     def wrong(self) -> dict[str, float]:

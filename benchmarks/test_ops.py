@@ -11,12 +11,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from functools import cache
-from importlib.metadata import version
 from statistics import median
 from typing import Any
 
+import numpy
 import pytest
+import torch
 
+import fastgen
 from benchmarks import op_turns, recorded
 from benchmarks.op_cases import CASES, OPS, Case
 from fastgen.cli._race import percentile
@@ -25,7 +27,6 @@ QUICK = os.environ.get("FASTGEN_BENCH_QUICK") == "1"
 BUDGET_S = float(os.environ.get("FASTGEN_BENCH_OP_SECONDS", "0.2" if QUICK else "0.8"))
 ROUNDS = (3, 9) if QUICK else (7, 41)  # at least, at most
 DTYPES = ("float32",) if QUICK else ("float32", "bfloat16")
-PACKAGES = ("fastgen", "numpy", "torch")
 
 
 def _rows() -> list[Any]:
@@ -85,12 +86,12 @@ def test_op(
         "bytes": case.bytes_moved(dtype),
         "gflop_s": case.flops / p50 / 1e9,
         "gb_s": case.bytes_moved(dtype) / p50 / 1e9,
-        "best_peer": found.best_peer(),
+        "best_peer": found.best_peer(side),
         "speedup_over_best_peer": found.ratio(side),
         "asked": case.asked_cpu(dtype),
         "error": found.errors[side],
         "refused": found.refused,
         "rounds": len(times),
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": {m.__name__: str(m.__version__) for m in (fastgen, numpy, torch)},
     }
     recorded.replay(benchmark, times)

@@ -75,8 +75,12 @@ def test_ratio_is_to_the_best_peer_round_by_round() -> None:
         "eager nchw": [9.0, 9.0, 9.0],
         "compile nchw": [2.0, 8.0, 3.0],
     }
-    assert found.best_peer() == "compile nchw"
+    found.seconds["eager channels_last"] = [2.5, 9.0, 9.0]
+    assert found.best_peer("cpu nchw") == "compile nchw"
     assert found.ratio("cpu nchw") == 3.0  # of 2, 4, 3
+    join = op_turns.Comparison(by_name("concat_features", "4x256x32x32+4x64"), "float32")
+    join.seconds = {"eager nchw": [1.0], "eager channels_last": [5.0], "compile nchw": [2.0]}
+    assert join.best_peer("cpu channels_last") == "eager channels_last"  # as its result must be
     found.errors = {"cpu nchw": float("inf"), "eager nchw": 1e-6}
     assert list(found.wrong()) == ["cpu nchw"]
 
