@@ -24,6 +24,7 @@ class Timer:
     """Common part: how many repeats, and what is said about them."""
 
     warm_up = 3
+    trial = 3  # calls from which the number of repeats is chosen
     repeats = (10, 200)  # at least, at most
 
     def sync(self) -> None:
@@ -44,12 +45,12 @@ class Timer:
             call()
         self.sync()
         start = time.perf_counter()
-        first = self.once(call, 3)
-        each = (time.perf_counter() - start) / 3
+        first = self.once(call, self.trial)
+        each = (time.perf_counter() - start) / self.trial
         low, high = self.repeats
         count = min(high, max(low, math.ceil(seconds / each)))
         times = sorted(self.once(call, count))
-        many = min(high, max(3, math.ceil(seconds / 4 / (min(first) * 1e-6 + 1e-6))))
+        many = min(high, max(self.trial, math.ceil(seconds / 4 / (min(first) * 1e-6 + 1e-6))))
         self.sync()
         start = time.perf_counter()
         for _ in range(many):
@@ -65,10 +66,11 @@ class Timer:
 
 
 class HostTimer(Timer):
-    """For a CPU: the host's clock, the cache as the call before left it."""
+    """For a CPU: the host's clock, the cache as the call before left it; few calls."""
 
-    warm_up = 1
-    repeats = (2, 20)
+    warm_up = 0
+    trial = 1
+    repeats = (1, 20)
 
     def once(self, call: Call, count: int) -> list[float]:
         times = []
