@@ -15,12 +15,19 @@ constexpr int64_t kStream = int64_t{16} << 20;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// One input on its way into the result.
+// Small results are not worth waking a thread.
+template <typename Job>
+void run(int64_t items, int64_t bytes, const Job& job) {
+  if (bytes >= 2 * kPiece) return op_parallel(items, job);
+  for (int64_t i = 0; i < items; ++i) job(i, 0);
+}
+
+// One input on its way into the result, whose rows are planes of a channel, or (last) positions.
 struct Part {
-  const Strided* from;
-  int64_t position;      // stride of the source's positions
-  int64_t first;         // channel of the result
-  int64_t step, pieces;  // rows of one item; items of one image
+  const char* from;
+  int64_t image, row, col;  // strides of the source, elements
+  int64_t first;            // element of the result's image where it starts
+  int64_t rows, cols;       // of one image
 };
 
 }  // namespace
@@ -68,48 +75,62 @@ void concat_features(const Strided& a, const Strided& b, void* out, bool last,
   if (__builtin_mul_overflow(channels * size, positions, &total) ||
       __builtin_mul_overflow(total, a.n, &total) || total > (int64_t{1} << 58))
     throw std::invalid_argument("the result is larger than the address space; use smaller inputs");
-  // A row of the result is a plane of one channel, or (last) one position.
-  const auto part = [&](const Strided& from, int64_t first) {
-    Part p{&from, position_stride(from), first, 0, 0};
-    if (p.position < 0 || (p.position > 1 && from.stride_c != 1) ||
-        (last && p.position != 1 && from.stride_c != 1))
+  const auto part = [&](const Strided& t, int64_t channel) {
+    const int64_t position = position_stride(t);
+    const auto* from = static_cast<const char*>(t.data);
+    Part p{from, t.stride_n, t.stride_c, position, channel * positions, t.c, positions};
+    if (last) p = {from, t.stride_n, position, t.stride_c, channel, positions, t.c};
+    if (position < 0 || (p.col > 1 && p.row != 1) || (last && p.col == 0))
       throw std::invalid_argument("an input has other strides than NCHW or channels_last; copy it");
-    const int64_t rows = last ? positions : from.c, bytes = (last ? from.c : positions) * size;
-    p.step = std::min(rows, std::max<int64_t>(1, kPiece / bytes));
-    // Sixteen rows make a transposition quick.
-    if (p.step > 16) p.step = p.step / 16 * 16;
-    p.pieces = ceil_div(rows, p.step);
     return p;
   };
   const Part parts[2] = {part(a, 0), part(b, a.c)};
-  const int64_t per_image = parts[0].pieces + parts[1].pieces;
-  const auto job = [&](int64_t item, int) {
-    const int64_t n = item / per_image, piece = item % per_image;
-    const Part& p = piece < parts[0].pieces ? parts[0] : parts[1];
-    const int64_t row = (piece < parts[0].pieces ? piece : piece - parts[0].pieces) * p.step;
-    const int64_t all = last ? positions : p.from->c;
-    const int64_t src_row = last ? p.position : p.from->stride_c;
-    const int64_t src = n * p.from->stride_n + row * src_row;
-    const int64_t dst =
-        n * channels * positions + (last ? row * channels + p.first : (p.first + row) * positions);
-    MoveArgs move;
-    move.src = static_cast<const char*>(p.from->data) + src * size;
-    move.dst = static_cast<char*>(out) + dst * size;
-    move.rows = std::min(p.step, all - row);
-    move.cols = last ? p.from->c : positions;
-    move.src_row = src_row;
-    move.src_col = last ? p.from->stride_c : p.position;
-    move.dst_row = last ? channels : positions;
-    move.size = size;
-    move.stream = total >= kStream;
-    kernels.move(move);
+  const int64_t dst_row = last ? channels : positions;
+  const bool stream = total >= kStream;
+  const auto move = [&](const Part& p, int64_t n, int64_t row, int64_t rows, int64_t col,
+                        int64_t cols) {
+    const int64_t from = n * p.image + row * p.row + col * p.col;
+    const int64_t to = n * channels * positions + p.first + row * dst_row + col;
+    kernels.move({p.from + from * size, static_cast<char*>(out) + to * size, rows, cols, p.row,
+                  p.col, dst_row, size, stream});
   };
-  const int64_t items = a.n * per_image;
-  if (total < 2 * kPiece) {
-    for (int64_t i = 0; i < items; ++i) job(i, 0);
-  } else {
-    op_parallel(items, job);
+
+  if (last) {
+    const Part &pa = parts[0], &pb = parts[1];
+    const int64_t step = std::max<int64_t>(64, kPiece / (channels * size) / 64 * 64);
+    const int64_t pieces = ceil_div(positions, step);
+    run(a.n * pieces, total, [&](int64_t item, int) {
+      const int64_t n = item / pieces, first = item % pieces * step;
+      const int64_t rows = std::min(step, positions - first);
+      if (pa.col == 1 && pb.col == 1) {
+        kernels.join({pa.from + (n * pa.image + first * pa.row) * size,
+                      pb.from + (n * pb.image + first * pb.row) * size,
+                      static_cast<char*>(out) + (n * positions + first) * channels * size, rows,
+                      pa.row * size, pb.row * size, a.c * size, b.c * size, stream});
+      } else {
+        for (const Part& p : parts) move(p, n, first, rows, 0, p.cols);
+      }
+    });
+    return;
   }
+  // What is turned is split along positions, all channels together; the rest along channels.
+  int64_t steps[2], pieces[2];
+  for (int i = 0; i < 2; ++i) {
+    const bool turned = parts[i].col > 1;
+    steps[i] = turned ? 256 : std::max<int64_t>(1, kPiece / (positions * size));
+    pieces[i] = ceil_div(turned ? positions : parts[i].rows, steps[i]);
+  }
+  const int64_t per_image = pieces[0] + pieces[1];
+  run(a.n * per_image, total, [&](int64_t item, int) {
+    const int64_t n = item / per_image, at = item % per_image;
+    const int i = at < pieces[0] ? 0 : 1;
+    const Part& p = parts[i];
+    const int64_t first = (i ? at - pieces[0] : at) * steps[i];
+    if (p.col > 1)
+      move(p, n, 0, p.rows, first, std::min(steps[i], p.cols - first));
+    else
+      move(p, n, first, std::min(steps[i], p.rows - first), 0, p.cols);
+  });
 }
 
 }  // namespace fastgen

@@ -108,8 +108,8 @@ void gram_matrix(const Strided& x, float* out, const std::string& isa) {
         pack.count = static_cast<int>(std::min<int64_t>(kGramPositions, positions - at));
         pack.panel = panels + thread * panel;
         kernels.gram_pack(pack);
-        GramTileArgs tiles = {pack.panel, (pack.count + 15) / 16 * 16, first, last, mine, {}, 0, 0,
-                              0};
+        const int filled = static_cast<int>(ceil_div(pack.count, kGramFill)) * kGramFill;
+        GramTileArgs tiles = {pack.panel, x.dtype, filled, first, last, mine, {}, 0, 0, 0};
         if (b + 1 < s.first_block(part + 1)) {
           const int64_t span = std::min<int64_t>(kGramPositions, positions - at - kGramPositions);
           tiles.next = static_cast<const char*>(pack.data) + kGramPositions * position * bytes;

@@ -19,15 +19,51 @@ inline vf sum_lanes(vf (&r)[VL]) {
   return r[0] + r[1];
 }
 
+// With AVX512_BF16 the rows of a panel of bfloat16 stay as they are: a multiplication takes pairs
+// of neighbouring positions, twice as many. It treats subnormal numbers as zero.
+#if defined(__AVX512BF16__)
+constexpr bool kPairs = true;
+#else
+constexpr bool kPairs = false;
+#endif
+
+template <bool PAIRS>
+inline vf multiply_add(vf acc, vf x, vf y) {
+#if defined(__AVX512BF16__)
+  if constexpr (PAIRS)
+    return reinterpret_cast<vf>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(acc),
+                                                 reinterpret_cast<__m512bh>(x),
+                                                 reinterpret_cast<__m512bh>(y)));
+#endif
+  return acc + x * y;
+}
+
+// The elements of a panel that is loaded from T.
+template <typename T>
+using Factor = std::conditional_t<kPairs && std::is_same_v<T, bf16>, bf16, float>;
+
+inline void put(float* p, vf v) { store(p, v); }
+inline void put1(float* p, float v) { *p = v; }
+// Exact: the value was a bfloat16.
+inline void put(bf16* p, vf v) {
+  *reinterpret_cast<vhu*>(p) = __builtin_convertvector(reinterpret_cast<vu>(v) >> 16, vh);
+}
+inline void put1(bf16* p, float v) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &v, sizeof(bits));
+  p->bits = static_cast<uint16_t>(bits >> 16);
+}
+
 // Four rows times COLS rows of the panel.
-template <int COLS>
+template <int COLS, bool PAIRS>
 inline void gram_tile(const float* a, const float* b, int count, double* sums) {
   constexpr int SUMS = kGramTile * COLS;
   static_assert(SUMS % VL == 0, "sums fill whole vectors");
   vf acc[SUMS];
 #pragma GCC unroll 16
   for (int i = 0; i < SUMS; ++i) acc[i] = vf{};
-  for (int k = 0; k < count; k += VL) {
+  const int steps = PAIRS ? count / 2 : count;
+  for (int k = 0; k < steps; k += VL) {
     vf x[kGramTile];
 #pragma GCC unroll 4
     for (int r = 0; r < kGramTile; ++r) x[r] = load(a + r * kGramPositions + k);
@@ -36,7 +72,8 @@ inline void gram_tile(const float* a, const float* b, int count, double* sums) {
       vf y = load(b + s * kGramPositions + k);
       keep(y);
 #pragma GCC unroll 4
-      for (int r = 0; r < kGramTile; ++r) acc[r * COLS + s] += x[r] * y;
+      for (int r = 0; r < kGramTile; ++r)
+        acc[r * COLS + s] = multiply_add<PAIRS>(acc[r * COLS + s], x[r], y);
     }
   }
 #pragma GCC unroll 4
@@ -53,7 +90,8 @@ inline void gram_tile(const float* a, const float* b, int count, double* sums) {
   }
 }
 
-void gram_tiles(const GramTileArgs& a) {
+template <bool PAIRS>
+void gram_tiles_as(const GramTileArgs& a) {
   // Columns of at most 128 channels stay in the level 2 cache; 2x2 tiles share rows in level 1.
   constexpr int64_t kColumns = 32;
   const int64_t tiles = (a.last * (a.last + 1) - a.first * (a.first + 1)) / 2;
@@ -72,8 +110,20 @@ void gram_tiles(const GramTileArgs& a) {
             }
             double* sums = a.sums + (i * (i + 1) / 2 + j) * (kGramTile * kGramTile);
             for (int s = 0; s < kGramTile; s += FASTGEN_GRAM_COLS)
-              gram_tile<FASTGEN_GRAM_COLS>(row(i), row(j) + s * kGramPositions, a.count, sums + s);
+              gram_tile<FASTGEN_GRAM_COLS, PAIRS>(row(i), row(j) + s * kGramPositions, a.count,
+                                                  sums + s);
           }
+}
+
+void gram_tiles(const GramTileArgs& a) {
+  if (kPairs && a.dtype == kBFloat16) return gram_tiles_as<kPairs>(a);
+  gram_tiles_as<false>(a);
+}
+
+// Row c of the panel.
+template <typename T>
+inline Factor<T>* panel_row(const GramPackArgs& a, int64_t c) {
+  return reinterpret_cast<Factor<T>*>(a.panel + c * kGramPositions);
 }
 
 template <typename T>
@@ -82,24 +132,25 @@ void gram_pack_rows(const GramPackArgs& a) {
   const int whole = a.count / VL * VL;
   for (int64_t c = 0; c < a.channels; ++c) {
     const T* src = data + c * a.channel;
-    float* dst = a.panel + c * kGramPositions;
+    Factor<T>* dst = panel_row<T>(a, c);
     int k = 0;
-    for (; k < whole; k += VL) store(dst + k, load_as(src + k));
-    for (; k < a.count; ++k) dst[k] = load_one(src + k);
+    for (; k < whole; k += VL) put(dst + k, load_as(src + k));
+    for (; k < a.count; ++k) put1(dst + k, load_one(src + k));
   }
 }
 
 // Positions have their channels side by side: turned in registers, VL positions at a time. Only the
 // first ROWS channels of every vector are kept.
 template <int ROWS, typename T>
-inline void gram_turn(const T* src, int64_t position, float* dst, int64_t rows) {
+inline void gram_turn(const GramPackArgs& a, int k, int64_t c, int64_t rows) {
+  const T* src = static_cast<const T*>(a.data) + k * a.position + c;
   vf r[VL];
 #pragma GCC unroll 16
-  for (int i = 0; i < VL; ++i) r[i] = load_as(src + i * position);
+  for (int i = 0; i < VL; ++i) r[i] = load_as(src + i * a.position);
   transpose(r);
 #pragma GCC unroll 16
   for (int i = 0; i < ROWS; ++i)
-    if (ROWS <= 4 || i < rows) store(dst + i * kGramPositions, r[i]);
+    if (ROWS <= 4 || i < rows) put(panel_row<T>(a, c + i) + k, r[i]);
 }
 
 template <typename T>
@@ -110,37 +161,36 @@ void gram_pack_turned(const GramPackArgs& a) {
     for (; k + VL <= a.count; k += VL)
       for (int64_t c = 0; c < a.channels; c += VL) {
         const int64_t from = c + VL <= a.channels ? c : a.channels - VL;  // the last one overlaps
-        gram_turn<VL>(data + k * a.position + from, a.position, a.panel + from * kGramPositions + k,
-                      VL);
+        gram_turn<VL, T>(a, k, from, VL);
       }
   } else {
     // A vector reads on into the next positions, as long as there are some.
     const int64_t end = (a.count - 1) * a.position + a.channels - VL;
     for (; (k + VL - 1) * a.position <= end; k += VL) {
       if (a.channels <= 4)  // rows up to the fourth exist in the panel
-        gram_turn<4>(data + k * a.position, a.position, a.panel + k, 4);
+        gram_turn<4, T>(a, k, 0, 4);
       else
-        gram_turn<VL>(data + k * a.position, a.position, a.panel + k, a.channels);
+        gram_turn<VL, T>(a, k, 0, a.channels);
     }
   }
   for (; k < a.count; ++k)
     for (int64_t c = 0; c < a.channels; ++c)
-      a.panel[c * kGramPositions + k] = load_one(data + k * a.position + c * a.channel);
+      put1(panel_row<T>(a, c) + k, load_one(data + k * a.position + c * a.channel));
 }
 
 template <typename T>
-inline void gram_pack_as(const GramPackArgs& a) {
-  return a.position == 1 ? gram_pack_rows<T>(a) : gram_pack_turned<T>(a);
+void gram_pack_as(const GramPackArgs& a) {
+  a.position == 1 ? gram_pack_rows<T>(a) : gram_pack_turned<T>(a);
+  const int64_t rows = (a.channels + kGramTile - 1) / kGramTile * kGramTile;
+  const int filled = (a.count + kGramFill - 1) / kGramFill * kGramFill;
+  for (int64_t c = 0; c < rows; ++c) {
+    Factor<T>* row = panel_row<T>(a, c);
+    for (int k = c < a.channels ? a.count : 0; k < filled; ++k) put1(row + k, 0.0f);
+  }
 }
 
 void gram_pack(const GramPackArgs& a) {
   if (a.dtype == kFloat32) gram_pack_as<float>(a);
   if (a.dtype == kFloat16) gram_pack_as<f16>(a);
   if (a.dtype == kBFloat16) gram_pack_as<bf16>(a);
-  const int filled = (a.count + 15) / 16 * 16;
-  const int64_t rows = (a.channels + kGramTile - 1) / kGramTile * kGramTile;
-  for (int64_t c = 0; c < rows; ++c) {
-    float* row = a.panel + c * kGramPositions;
-    for (int k = c < a.channels ? a.count : 0; k < filled; ++k) row[k] = 0;
-  }
 }

@@ -108,10 +108,11 @@ struct ImageRowArgs {
 
 // gram_matrix works on panels: [channel, padded with zeros to a multiple of 4][kGramPositions].
 constexpr int kGramPositions = 512;
-constexpr int kGramTile = 4;  // channels on each side of a tile of the result
+constexpr int kGramFill = 32;  // positions are filled up with zeros to a multiple of this
+constexpr int kGramTile = 4;   // channels on each side of a tile of the result
 
-// Loads `count` positions of `channels` channels into a panel, as floats. The panel's positions are
-// filled up with zeros to a multiple of 16. One of the strides is 1.
+// Loads `count` positions of `channels` channels into a panel, as floats (or as the instruction
+// set's multiplication wants them). One of the strides is 1.
 struct GramPackArgs {
   const void* data;
   int dtype;                  // DType
@@ -125,7 +126,8 @@ struct GramPackArgs {
 // of the lower triangle in rows. Rows [first, last) of tiles.
 struct GramTileArgs {
   const float* panel;
-  int count;  // a multiple of 16
+  int dtype;  // what the panel was loaded from
+  int count;  // positions, a multiple of kGramFill
   int64_t first, last;
   double* sums;
   // What the next panel will load, brought into a cache meanwhile: rows of whole lines.
@@ -140,6 +142,14 @@ struct MoveArgs {
   int64_t rows, cols, src_row, src_col, dst_row;
   int size;
   bool stream;  // past the caches: the result is larger than they are
+};
+
+// dst[r] = a[r*a_row ...] followed by b[r*b_row ...]: rows of bytes, side by side.
+struct JoinArgs {
+  const char *a, *b;
+  char* dst;
+  int64_t rows, a_row, b_row, a_bytes, b_bytes;
+  bool stream;
 };
 
 struct Kernels {
@@ -162,6 +172,7 @@ struct Kernels {
   void (*gram_pack)(const GramPackArgs&);
   void (*gram_tiles)(const GramTileArgs&);
   void (*move)(const MoveArgs&);
+  void (*join)(const JoinArgs&);
 };
 
 const Kernels* kernels_scalar();

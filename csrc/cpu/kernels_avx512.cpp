@@ -39,7 +39,8 @@ const Kernels* kernels_avx512() {
                                     peak,
                                     gram_pack,
                                     gram_tiles,
-                                    move};
+                                    move,
+                                    join};
   return &table;
 }
 

@@ -46,7 +46,8 @@ const Kernels* kernels_scalar() {
                                     peak,
                                     gram_pack,
                                     gram_tiles,
-                                    move};
+                                    move,
+                                    join};
   return &table;
 }
 

@@ -7,6 +7,7 @@ Results are freshly allocated, of the kind of the input.
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 from fastgen.ops._array import (
@@ -36,10 +37,10 @@ def why_not(op: str) -> str | None:
     if op in ("gram_matrix", "concat_features"):
         return None
     try:
-        from fastgen.ops import _cpu_conv
+        convolutions = import_module("fastgen.ops._cpu_conv")
     except ImportError as error:
         return f"the C++ convolutions could not be loaded ({error}); reinstall fastgen"
-    return _cpu_conv.why_not(op)
+    return convolutions.why_not(op)
 
 
 def gram_matrix(x: Any, deterministic: bool = False, isa: str = "") -> Any:
