@@ -429,9 +429,10 @@ uint16_t float_to_half(float x) {
   if (size >= 65520.0f) return sign | 0x7c00;
   int exponent;
   std::frexp(size, &exponent);  // size = f * 2^exponent, f in [0.5, 1)
-  const int shift = exponent < -13 ? 24 : 11 - exponent;  // integers of this scale are the values
+  // Multiples of 2^-shift are the values; below 2^-14 they are subnormal.
+  const int shift = size == 0 || exponent < -13 ? 24 : 11 - exponent;
   const float scaled = std::nearbyint(std::ldexp(size, shift));
-  if (shift == 24) return sign | static_cast<uint16_t>(scaled);  // below 2^-14: subnormal
+  if (shift == 24) return sign | static_cast<uint16_t>(scaled);
   return sign | static_cast<uint16_t>(((exponent + 13) << 10) + static_cast<int>(scaled));
 }
 

@@ -1,9 +1,7 @@
 // Kernels with one mistake each: the emulation has to find them.
-#include <pybind11/pybind11.h>
+#include "faulty.h"
 
 #include "../../csrc/cuda/common.cuh"
-
-namespace py = pybind11;
 
 namespace {
 
@@ -89,38 +87,36 @@ __global__ void fragments_kernel(const T* a, const T* b, float* c) {
   for (int e = 0; e < 4; ++e) store(c + (g + 8 * (e >> 1)) * 8 + 2 * q + (e & 1), sum[e]);
 }
 
-using Kernel = void (*)(const float*, float*);
-
-void run(Kernel kernel, uintptr_t from, uintptr_t to) {
+template <void (*kernel)(const float*, float*)>
+void run(uint64_t from, uint64_t to) {
   FASTGEN_LAUNCH(kernel, dim3(1), dim3(64), 64 * 4, nullptr, reinterpret_cast<const float*>(from),
                  reinterpret_cast<float*>(to));
 }
 
 }  // namespace
 
-void bind_faulty(py::module_& m) {
-  py::module_ faulty = m.def_submodule("faulty");
-  const std::pair<const char*, Kernel> kernels[] = {
-      {"correct", correct_kernel},
-      {"no_barrier", no_barrier_kernel},
-      {"read_past_end", read_past_end_kernel},
-      {"write_input", write_input_kernel},
-      {"divergent_barrier", divergent_barrier_kernel},
-      {"uninitialised", uninitialised_kernel},
-      {"not_waited", not_waited_kernel},
-      {"divergent_mma", divergent_mma_kernel},
-      {"shared_overrun", shared_overrun_kernel}};
-  for (const auto& [name, kernel] : kernels)
-    faulty.def(name, [kernel = kernel](uintptr_t from, uintptr_t to) { run(kernel, from, to); });
-  m.def("fragments", [](int dtype, uintptr_t a, uintptr_t b, uintptr_t c) {
-    const auto launch = [&](auto type) {
-      using T = decltype(type);
-      auto kernel = fragments_kernel<T>;
-      FASTGEN_LAUNCH(kernel, dim3(1), dim3(32), 0, nullptr, reinterpret_cast<const T*>(a),
-                     reinterpret_cast<const T*>(b), reinterpret_cast<float*>(c));
-    };
-    if (dtype == 0) launch(float{});
-    if (dtype == 1) launch(half_t{});
-    if (dtype == 2) launch(bhalf_t{});
-  });
+const std::map<std::string, void (*)(uint64_t, uint64_t)>& faulty_kernels() {
+  static const std::map<std::string, void (*)(uint64_t, uint64_t)> kernels = {
+      {"correct", run<correct_kernel>},
+      {"no_barrier", run<no_barrier_kernel>},
+      {"read_past_end", run<read_past_end_kernel>},
+      {"write_input", run<write_input_kernel>},
+      {"divergent_barrier", run<divergent_barrier_kernel>},
+      {"uninitialised", run<uninitialised_kernel>},
+      {"not_waited", run<not_waited_kernel>},
+      {"divergent_mma", run<divergent_mma_kernel>},
+      {"shared_overrun", run<shared_overrun_kernel>}};
+  return kernels;
+}
+
+void run_fragments(int dtype, uint64_t a, uint64_t b, uint64_t c) {
+  const auto launch = [&](auto type) {
+    using T = decltype(type);
+    auto kernel = fragments_kernel<T>;
+    FASTGEN_LAUNCH(kernel, dim3(1), dim3(32), 0, nullptr, reinterpret_cast<const T*>(a),
+                   reinterpret_cast<const T*>(b), reinterpret_cast<float*>(c));
+  };
+  if (dtype == 0) launch(float{});
+  if (dtype == 1) launch(half_t{});
+  if (dtype == 2) launch(bhalf_t{});
 }
