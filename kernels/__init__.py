@@ -1,6 +1,7 @@
 """Triton kernels, installed as ``fastgen.kernels``: one file per op, named like the op elsewhere.
 
-There are none yet; they arrive together with the fused operations of ``fastgen.ops``. Importing
-this package imports neither Triton nor torch, and a kernel's file must keep it so: Triton is
-imported inside the function that launches the kernel.
+``<op>.py`` plans the launches of an op: tile sizes, grid, arguments. It needs torch tensors but
+no Triton until it launches, so plans can also be made from tensors on the ``meta`` device and
+compiled ahead of time on a machine without a GPU. ``jit/<op>.py`` holds the kernels themselves
+and is imported by the launch, because defining a kernel needs Triton.
 """

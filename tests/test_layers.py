@@ -136,8 +136,8 @@ def test_imports_point_down(module: str) -> None:
         )
 
 
-# Only code that needs torch anyway ever imports these.
-NEEDS_TORCH = ("fastgen.backends.torch", "fastgen.train")
+# Only code that needs torch (or, for the kernels, Triton) anyway ever imports these.
+NEEDS_TORCH = ("fastgen.backends.torch", "fastgen.train", "fastgen.kernels.jit")
 
 
 @pytest.mark.parametrize(
