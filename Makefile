@@ -10,6 +10,8 @@ CONSTRAINTS ?= constraints.txt
 PHOTO       ?= examples/coffee.jpg
 OUT         ?= out
 PYTEST_ARGS ?=
+BENCH_ARGS  ?=
+GPU_ARGS    ?=
 
 PIP_FLAGS := --disable-pip-version-check --no-input -qq
 DEV       := $(DEV_VENV)/bin
@@ -21,7 +23,7 @@ BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 FILE_LIST    := build/python-files.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize bench lint format docs clean distclean check-tools FORCE
+.PHONY: help demo test sanitize bench gpu-suite lint format docs clean distclean check-tools FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,8 +67,12 @@ test: $(DEV_VENV)/.installed  ## run the whole test suite (installs torch on the
 sanitize: $(DEV_VENV)/.installed  ## run the tests of the C++ code with address and undefined-behaviour sanitizers
 	.ci/sanitize $(DEV)/python $(PYTEST_ARGS)
 
-bench: $(DEV_VENV)/.installed  ## measure latency against PyTorch, write benchmarks/results and docs/benchmarks.md
-	$(DEV)/python -m benchmarks.run
+bench: $(DEV_VENV)/.installed  ## measure networks and operations against PyTorch, write benchmarks/results and docs
+	$(DEV)/python -m benchmarks.run $(BENCH_ARGS)
+
+# Uses the Python that is there, with its torch and triton: nothing is installed on a GPU machine.
+gpu-suite:  ## build, test and measure everything on this machine's GPU (GPU_ARGS=--dry-run: without one)
+	"$(PYTHON)" -m benchmarks.gpu_suite $(GPU_ARGS)
 
 lint: $(DEV_VENV)/.installed  ## ruff, mypy and clang-format, changing nothing
 	$(DEV)/ruff check .

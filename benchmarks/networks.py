@@ -21,6 +21,12 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def names() -> list[str]:
+    """The sizes of the style network, then every other registered model as it is by default."""
+    known = {builder for builder, _ in ARCHITECTURES.values()}
+    return [*ARCHITECTURES, *(name for name in models.list_models() if name not in known)]
+
+
 def random_checkpoint(graph: Graph, path: Path) -> Path:
     """Writes a checkpoint with random weights of sensible scale; returns ``path``.
 

@@ -19,6 +19,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 PICTURE = ROOT / "docs" / "images" / "latency.png"
 README = ROOT / "README.md"
+PATTERN = "[!o]*-[0-9]*c-*.json"  # ops-*.json belong to benchmarks/op_report.py
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 
 
@@ -259,6 +260,12 @@ def picture(result: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
+def newest(pattern: str) -> Path | None:
+    """The result file of this name pattern that was written last."""
+    files = sorted(RESULTS.glob(pattern), key=lambda p: p.stat().st_mtime)
+    return files[-1] if files else None
+
+
 def write(source: Path) -> None:
     """Writes the page, the picture and the README's section from one result file."""
     result = json.loads(source.read_text("utf-8"))
@@ -273,12 +280,9 @@ def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("result", type=Path, nargs="?")
-    source = parser.parse_args().result
+    source = parser.parse_args().result or newest(PATTERN)
     if source is None:
-        files = sorted(RESULTS.glob("*.json"), key=lambda p: p.stat().st_mtime)
-        if not files:
-            parser.error(f"{RESULTS} holds no result; run make bench")
-        source = files[-1]
+        parser.error(f"{RESULTS} holds no {PATTERN}; run make bench")
     write(source)
     print(f"{PAGE.relative_to(ROOT)}, {PICTURE.relative_to(ROOT)} and the README from {source}")
 

@@ -8,13 +8,14 @@ the recorded rounds to pytest-benchmark, one row for each of the two, grouped by
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from typing import Any
 
 import pytest
 
+from benchmarks import recorded
 from benchmarks.networks import ARCHITECTURES, network
 from fastgen import models
 from fastgen.cli._race import Runner, percentile, race, ratio
@@ -24,13 +25,6 @@ BACKENDS = ("cpu", "torch")
 BUDGET_S = float(os.environ.get("FASTGEN_BENCH_SECONDS", "10"))
 ROUNDS = (7, 60)  # at least, at most
 PACKAGES = ("fastgen", "numpy", "torch")
-
-_clock = {"now": 0.0}
-
-
-def recorded_clock() -> float:
-    """pytest-benchmark's timer here: advanced by each recorded round, so it reads real times."""
-    return _clock["now"]
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +51,7 @@ def pair(
     return measure
 
 
-def _replay(seconds: list[float]) -> Callable[[], None]:
-    left: Iterator[float] = iter(seconds)
-
-    def step() -> None:
-        _clock["now"] += next(left)
-
-    return step
-
-
-@pytest.mark.benchmark(timer=recorded_clock, disable_gc=False)
+@pytest.mark.benchmark(timer=recorded.clock, disable_gc=False)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
@@ -103,4 +88,4 @@ def test_latency(
         "versions": {package: version(package) for package in PACKAGES},
         "info": side.info,
     }
-    benchmark.pedantic(_replay(side.seconds), rounds=len(side.seconds), iterations=1)
+    recorded.replay(benchmark, side.seconds)

@@ -1,4 +1,4 @@
-// fastgen._cuda: device query and image kernels. Imports on machines without a GPU or driver.
+// fastgen._cuda: device query, image kernels, fused operations. Imports on machines without a GPU or driver.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -7,6 +7,10 @@
 #include "fastgen.h"
 
 namespace py = pybind11;
+
+namespace fastgen {
+void bind_cuda_ops(py::module_& m);  // bindings_cuda_ops.cpp
+}
 
 namespace {
 
@@ -27,7 +31,7 @@ void check_sizes(int64_t n, int64_t height, int64_t width, int64_t rows, int64_t
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
-  m.doc() = "CUDA device query and image kernels; pointers and streams are integers.";
+  m.doc() = "CUDA device query and kernels; pointers and streams are integers.";
   m.def(
       "device_count",
       [] {
@@ -42,6 +46,8 @@ PYBIND11_MODULE(_cuda, m) {
     result["name"] = d.name;
     result["capability"] = py::make_tuple(d.major, d.minor);
     result["memory_bytes"] = d.memory_bytes;
+    result["multiprocessors"] = d.multiprocessors;
+    result["shared_bytes"] = d.shared_bytes;
     return result;
   });
   m.def("compiled_archs", &fastgen::cuda_compiled_archs);
@@ -75,4 +81,5 @@ PYBIND11_MODULE(_cuda, m) {
       py::arg("width"), py::arg("rows"), py::arg("columns"), py::arg("low"), py::arg("high"),
       py::arg("strength"), py::arg("preserve_color"), py::arg("bgr"), py::arg("is_byte"),
       py::arg("stream"), py::call_guard<py::gil_scoped_release>());
+  fastgen::bind_cuda_ops(m);
 }

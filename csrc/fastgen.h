@@ -216,6 +216,8 @@ struct CudaDevice {
   std::string name;
   int major, minor;
   uint64_t memory_bytes;
+  int multiprocessors;
+  int shared_bytes;  // that a block can have after opting in
 };
 
 // Number of devices; on failure 0 and the reason in *error. Never throws.
@@ -234,5 +236,72 @@ int cuda_image_store(const float* y, const void* photo, void* out, int64_t n, in
                      int64_t width, int64_t rows, int64_t columns, float low, float high,
                      float strength, bool preserve_color, bool bgr, bool is_byte, void* stream);
 const char* cuda_error_name(int error);
+
+// ------------------------------------------------------------------ cuda: fused operations
+
+// What a launch is planned for: read off the device once by the caller.
+struct CudaLimits {
+  int multiprocessors = 0;
+  int shared_bytes = 0;  // per block, after opting in
+};
+
+// x: (n,c,pixels) or, channels last, (n,pixels,c); out: (n,c,c) = F F^T / (c pixels), both
+// triangles. The result does not depend on timing: partial sums are added in a fixed order.
+int64_t cuda_gram_matrix_workspace(int64_t n, int64_t c, int64_t pixels, bool channels_last,
+                                   int dtype, const CudaLimits& limits);  // floats
+int cuda_gram_matrix(const void* x, float* out, float* workspace, int64_t n, int64_t c,
+                     int64_t pixels, bool channels_last, int dtype, const CudaLimits& limits,
+                     void* stream);
+
+// out = content and style along the channels. style_n: n, or 1 for all images; style_pixels:
+// pixels, or 1 for one value per channel.
+int cuda_concat_features(const void* content, const void* style, void* out, int64_t n,
+                         int64_t content_channels, int64_t style_channels, int64_t pixels,
+                         int64_t style_n, int64_t style_pixels, bool channels_last,
+                         int element_bytes, void* stream);
+
+// A packed convolution; the caller owns the device memory. fastgen/ops/_cuda_pack.py packs it.
+struct CudaConv {
+  int dtype = kFloat32;
+  int inputs = 0, outputs = 0;
+  int kernel_h = 0, kernel_w = 0;            // of a phase when phases is 2
+  int full_kernel_h = 0, full_kernel_w = 0;  // as the caller gave them
+  int stride = 1, upsample = 1, padding = 0;
+  int border = 0;          // Border in csrc/cuda/conv_geometry.h
+  int phases = 1;          // 2: upsampling x2 became four convolutions on the small map
+  bool row_mode = false;   // weights of a kernel row are one run of elements
+  float slope = 1, load_slope = 1;
+  float eps = 0;
+  const void* weights = nullptr;  // [phase][step][outputs, padded to 8][64 bytes]
+  const float *bias = nullptr, *gamma = nullptr, *beta = nullptr;  // bias padded to 8
+};
+
+struct CudaConvCall {
+  const void* x = nullptr;
+  int64_t n = 0, height = 0, width = 0;
+  bool channels_last = false;  // of x, load_residual, residual and y
+  const float *scale = nullptr, *shift = nullptr;  // (n, inputs), norm on load
+  const void* load_residual = nullptr;             // shape of x
+  const void* residual = nullptr;                  // shape of y, or its first image for all
+  bool residual_broadcast = false;
+  void* y = nullptr;
+  float* workspace = nullptr;                          // statistics only
+  float *out_scale = nullptr, *out_shift = nullptr;    // (n, outputs), statistics only
+  int tile = -1;  // a tile configuration, -1: the one that is expected to be fastest
+};
+
+struct CudaConvPlan {
+  int tile = 0;
+  int64_t out_height = 0, out_width = 0;
+  int64_t blocks_x = 0, blocks_y = 0;
+  int threads = 0, shared_bytes = 0;
+  int64_t workspace_floats = 0;
+};
+
+constexpr int kCudaConvTiles = 6;
+CudaConvPlan cuda_conv_plan(const CudaConv& conv, int64_t n, int64_t height, int64_t width,
+                            const CudaLimits& limits, int tile = -1);
+int cuda_conv(const CudaConv& conv, const CudaConvCall& call, const CudaLimits& limits,
+              void* stream);
 
 }  // namespace fastgen

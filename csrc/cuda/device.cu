@@ -28,7 +28,12 @@ CudaDevice cuda_device(int index) {
     throw std::invalid_argument("CUDA device " + std::to_string(index) + ": " +
                                 cudaGetErrorString(status));
   }
-  return {properties.name, properties.major, properties.minor, properties.totalGlobalMem};
+  return {properties.name,
+          properties.major,
+          properties.minor,
+          properties.totalGlobalMem,
+          properties.multiProcessorCount,
+          static_cast<int>(properties.sharedMemPerBlockOptin)};
 }
 
 std::string cuda_compiled_archs() { return FASTGEN_CUDA_ARCHS; }

@@ -12,7 +12,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import IO, Any
@@ -20,7 +22,7 @@ from typing import IO, Any
 from fastgen.cli._app import one_line
 from fastgen.errors import FastgenError
 
-__all__ = ["Runner", "percentile", "race", "ratio"]
+__all__ = ["Process", "Runner", "percentile", "race", "ratio", "take_turns"]
 
 # Thread pools of the runner that has just finished may spin for a moment; let them go to sleep.
 _PAUSE_S = 0.005
@@ -75,23 +77,16 @@ def race(
         FastgenError: a process failed; in its own words.
     """
     runners = [Runner(spec) for spec in specs]
-    processes: list[_Process] = []
+    processes: list[Process] = []
     try:
         for spec in specs:
-            processes.append(_Process(spec))
+            processes.append(Process("fastgen.cli._race", spec))
         for process in processes:
             for _ in range(warmup):
                 process.ask("step")
-        start = time.perf_counter()
-        low, high = rounds
-        order = list(range(len(specs)))
-        done = 0
-        while done < low or (done < high and time.perf_counter() - start < seconds):
-            for index in order:
-                time.sleep(_PAUSE_S)
-                runners[index].seconds.append(processes[index].ask("step"))
-            order.append(order.pop(0))
-            done += 1
+        steps: list[Callable[[], float]] = [partial(p.ask, "step") for p in processes]
+        for runner, times in zip(runners, take_turns(steps, seconds, rounds), strict=True):
+            runner.seconds = times
         for runner, process in zip(runners, processes, strict=True):
             runner.memory = process.ask("memory")
             runner.info = process.ask("info")
@@ -101,9 +96,35 @@ def race(
     return runners
 
 
-class _Process:
-    def __init__(self, spec: dict[str, Any]) -> None:
-        command = [sys.executable, "-m", "fastgen.cli._race", json.dumps(spec)]
+def take_turns(
+    steps: Sequence[Callable[[], float]], seconds: float, rounds: tuple[int, int]
+) -> list[list[float]]:
+    """Times of each step, round by round; who goes first changes every round.
+
+    Args:
+        steps: each does its work once and returns its own time in seconds.
+        seconds: stop after about so long.
+        rounds: at least and at most so many rounds, whatever the time.
+    """
+    start = time.perf_counter()
+    low, high = rounds
+    times: list[list[float]] = [[] for _ in steps]
+    order = list(range(len(steps)))
+    done = 0
+    while done < low or (done < high and time.perf_counter() - start < seconds):
+        for index in order:
+            time.sleep(_PAUSE_S)
+            times[index].append(steps[index]())
+        order.append(order.pop(0))
+        done += 1
+    return times
+
+
+class Process:
+    """A measured program: ``python -m MODULE SPEC``, which answers lines on stdin with JSON."""
+
+    def __init__(self, module: str, spec: dict[str, Any]) -> None:
+        command = [sys.executable, "-m", module, json.dumps(spec)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -113,6 +134,11 @@ class _Process:
         self._stdout: IO[str] = self._process.stdout
 
     def ask(self, command: str) -> Any:
+        """Sends one line and returns the answer.
+
+        Raises:
+            FastgenError: the process failed (in its own words) or ended.
+        """
         try:
             self._stdin.write(command + "\n")
             self._stdin.flush()
@@ -128,6 +154,7 @@ class _Process:
         return answer
 
     def close(self) -> None:
+        """Ends the process."""
         for stream in (self._stdin, self._stdout):
             try:
                 stream.close()

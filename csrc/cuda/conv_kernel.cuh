@@ -1,0 +1,453 @@
+// Implicit matrix product of a convolution: output pixels x output channels, depth = channels x
+// taps.
+//
+// A block computes kBM pixels (a rectangle of one image) by kBN output channels. For 64 bytes of
+// input channels at a time it keeps the rectangle's whole neighbourhood (the halo) in shared memory
+// and runs over the taps: a tap only changes the row addresses that ldmatrix gets, so an input
+// element is loaded, and its norm computed, once per block instead of once per tap. Weights stream
+// through a ring of kStages slots, the halo through a ring of two or more.
+//
+// With stride 2 the halo's rows and columns are separated by parity, so that neighbouring pixels
+// stay neighbours in shared memory. In row mode (few channels) a tap is a whole kernel row: element
+// kx * channels + c of position (row, output column).
+#pragma once
+
+#include "common.cuh"
+#include "conv_geometry.h"
+#include "conv_limits.h"
+
+namespace fastgen {
+namespace gpu {
+
+template <class T_, int kBM_, int kBN_, int kWarpsM_, int kWarpsN_>
+struct ConvTile {
+  using T = T_;
+  static constexpr int kBM = kBM_, kBN = kBN_, kWarpsM = kWarpsM_, kWarpsN = kWarpsN_;
+  static constexpr int kThreads = 32 * kWarpsM * kWarpsN;
+  static constexpr int kM = kBM / kWarpsM / 16, kN = kBN / kWarpsN / 8;
+  static constexpr int kVector = Chunk<T>::kSize;
+  static constexpr int kDepth = 4 * kVector;  // channels of a step
+};
+
+// 16-byte piece `chunk` of a 64-byte row: eight neighbouring rows lie in different banks.
+FASTGEN_DEVICE int swizzled(int row, int chunk) {
+  return row * kRowBytes + ((chunk ^ (row >> 1 & 3)) << 4);
+}
+
+FASTGEN_DEVICE float leaky(float x, float slope) { return x > 0.0f ? x : x * slope; }
+
+// Where a block is and where its shared memory begins.
+struct ConvBlock {
+  int64_t image;
+  int phase_y, phase_x, tile, tile_index;  // tile_index counts the phases, too
+  int row0, column0;                       // first output pixel, in the phase's own grid
+  int rows, columns;                       // of the phase
+  int n0;                                  // first output channel
+  int halo, weights;                       // byte offsets; the table is at 0
+};
+
+FASTGEN_DEVICE ConvBlock conv_block(const ConvArgs& p, int bm, int bn) {
+  ConvBlock b;
+  const int tiles = p.tiles_x * p.tiles_y, phases = p.phases * p.phases;
+  const int index = blockIdx.x / phases, phase = blockIdx.x % phases;
+  b.phase_y = phase / p.phases;
+  b.phase_x = phase % p.phases;
+  b.image = index / tiles;
+  b.tile = index % tiles;
+  b.tile_index = b.tile * phases + phase;
+  b.row0 = b.tile / p.tiles_x * (bm >> p.tile_w_log);
+  b.column0 = b.tile % p.tiles_x << p.tile_w_log;
+  b.rows = (p.out_height - b.phase_y + p.phases - 1) / p.phases;
+  b.columns = (p.out_width - b.phase_x + p.phases - 1) / p.phases;
+  b.n0 = blockIdx.y * bn;
+  b.halo = (p.halo_rows * p.row_parities * p.table_columns * 4 + 127) & ~127;
+  b.weights = b.halo + p.halo_buffers * p.positions * kRowBytes;
+  return b;
+}
+
+// table[position] = pixel of x that the halo shows there, -1 for a zero. Row mode: one entry per
+// (row, kernel column of the tile).
+FASTGEN_DEVICE void fill_table(const ConvArgs& p, const ConvBlock& b, const Shared& s,
+                               int threads) {
+  const int total = p.halo_rows * p.row_parities * p.table_columns;
+  for (int i = threadIdx.x; i < total; i += threads) {
+    const int row = i / p.table_columns, column = i % p.table_columns;
+    const int y = (b.row0 + row % p.halo_rows) * p.stride + row / p.halo_rows;
+    const int x = p.rows_of_taps
+                      ? b.column0 * p.stride + column
+                      : (b.column0 + column % p.halo_columns) * p.stride + column / p.halo_columns;
+    const int from_y =
+        source_index(y + p.phase_origin[b.phase_y], p.height, p.upsample, p.border);
+    const int from_x = source_index(x + p.phase_origin[b.phase_x], p.width, p.upsample, p.border);
+    s.store<int>(4 * i, from_y < 0 || from_x < 0 ? -1 : from_y * p.width + from_x);
+  }
+}
+
+// A 16-byte piece of the halo on its way through the registers.
+struct Staged {
+  Vec16 x, residual;
+  int offset = -1;   // in shared memory; -1: nothing
+  int channel = -1;  // first channel if norm and residual are still to be applied
+};
+
+template <class T>
+FASTGEN_DEVICE float loaded(const ConvArgs& p, int64_t image, int64_t at, int channel) {
+  float v = to_float(load(static_cast<const T*>(p.x) + at));
+  if (p.scale) {
+    const int64_t i = image * p.channels + channel;
+    v = leaky(v * load(p.scale + i) + load(p.shift + i), p.load_slope);
+  }
+  if (p.load_residual) v += to_float(load(static_cast<const T*>(p.load_residual) + at));
+  return v;
+}
+
+// Reads piece `index` of block `block` of channels into registers.
+template <class T>
+FASTGEN_DEVICE Staged fetch(const ConvArgs& p, const ConvBlock& b, const Shared& s, int index,
+                            int block, int halo) {
+  constexpr int kVector = Chunk<T>::kSize;
+  Staged result;
+  if (index >= 4 * p.positions) return result;
+  if (p.vector_x) {  // four neighbouring threads read one position
+    const int position = index >> 2, chunk = index & 3;
+    const int pixel = s.load<int>(4 * position);
+    const int channel = (4 * block + chunk) * kVector;
+    result.offset = halo + swizzled(position, chunk);
+    result.x = result.residual = Vec16{};
+    if (pixel >= 0 && channel < p.channels) {
+      const int64_t at = element(b.image, p.x_image, pixel, p.x_pixel, channel, 1);
+      result.channel = channel;
+      result.x = load(reinterpret_cast<const Vec16*>(static_cast<const T*>(p.x) + at));
+      if (p.load_residual)
+        result.residual =
+            load(reinterpret_cast<const Vec16*>(static_cast<const T*>(p.load_residual) + at));
+    }
+    return result;
+  }
+  // Neighbouring threads read neighbouring positions: any layout and number of channels.
+  const int position = index % p.positions, chunk = index / p.positions;
+  const int first = (4 * block + chunk) * kVector;
+  const int entry = p.rows_of_taps
+                        ? (position >> p.tile_w_log) * p.table_columns +
+                              (position & ((1 << p.tile_w_log) - 1)) * p.stride
+                        : position;
+  float values[kVector];
+#pragma unroll
+  for (int e = 0; e < kVector; ++e) {
+    const int i = first + e;
+    const int column = p.rows_of_taps ? i / p.channels : 0;
+    const int channel = i - column * p.channels;
+    values[e] = 0.0f;
+    if (p.rows_of_taps ? column < p.kernel_w : channel < p.channels) {
+      const int pixel = s.load<int>(4 * (entry + column));
+      if (pixel >= 0)
+        values[e] = loaded<T>(
+            p, b.image, element(b.image, p.x_image, pixel, p.x_pixel, channel, p.x_channel),
+            channel);
+    }
+  }
+  result.offset = halo + swizzled(position, chunk);
+  result.x = Chunk<T>::pack(values);
+  return result;
+}
+
+// Applies norm and residual to what `fetch` read and puts it into the halo.
+template <class T>
+FASTGEN_DEVICE void settle(const ConvArgs& p, const ConvBlock& b, const Shared& s, Staged& staged) {
+  constexpr int kVector = Chunk<T>::kSize;
+  if (staged.offset < 0) return;
+  if (staged.channel >= 0 && (p.scale || p.load_residual)) {
+    float x[kVector];
+    Chunk<T>::unpack(staged.x, x);
+    if (p.scale) {
+      const int64_t i = b.image * p.channels + staged.channel;
+#pragma unroll
+      for (int e = 0; e < kVector; e += 4) {
+        const Vec16 scale = load(reinterpret_cast<const Vec16*>(p.scale + i + e));
+        const Vec16 shift = load(reinterpret_cast<const Vec16*>(p.shift + i + e));
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+          x[e + k] = leaky(x[e + k] * bits_to_float(scale.word[k]) + bits_to_float(shift.word[k]),
+                           p.load_slope);
+      }
+    }
+    if (p.load_residual) {
+      float r[kVector];
+      Chunk<T>::unpack(staged.residual, r);
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) x[e] += r[e];
+    }
+    staged.x = Chunk<T>::pack(x);
+  }
+  s.store(staged.offset, staged.x);
+}
+
+template <class T>
+FASTGEN_DEVICE void copy_halo(const ConvArgs& p, const ConvBlock& b, const Shared& s, int block,
+                              int halo, int threads) {
+  const T* image = static_cast<const T*>(p.x) + b.image * p.x_image;
+  for (int i = threadIdx.x; i < 4 * p.positions; i += threads) {
+    const int position = i >> 2, chunk = i & 3;
+    const int pixel = s.load<int>(4 * position);
+    const int channel = (4 * block + chunk) * Chunk<T>::kSize;
+    const bool valid = pixel >= 0 && channel < p.channels;
+    const T* from = valid ? image + pixel * p.x_pixel + channel : static_cast<const T*>(p.x);
+    cp_async16(s, halo + swizzled(position, chunk), from, valid);
+  }
+}
+
+// Stores a tile of fp32 sums (rows of `row` floats at b.halo) with bias, residual and activation.
+template <class Tile>
+FASTGEN_DEVICE void store_tile(const ConvArgs& p, const ConvBlock& b, const Shared& s, int row) {
+  using T = typename Tile::T;
+  constexpr int kVector = Tile::kVector;
+  const int width = 1 << p.tile_w_log;
+  const auto pixel_of = [&](int m, bool& valid) {
+    const int y = b.row0 + (m >> p.tile_w_log), x = b.column0 + (m & (width - 1));
+    valid = y < b.rows && x < b.columns;
+    return static_cast<int64_t>(y * p.phases + b.phase_y) * p.out_width + x * p.phases + b.phase_x;
+  };
+  T* y = static_cast<T*>(p.y);
+  const T* residual = static_cast<const T*>(p.residual);
+  if (p.vector_y) {
+    constexpr int kChunks = Tile::kBN / kVector;
+    for (int i = threadIdx.x; i < Tile::kBM * kChunks; i += Tile::kThreads) {
+      const int m = i / kChunks, n = i % kChunks * kVector, channel = b.n0 + n;
+      bool valid;
+      const int64_t pixel = pixel_of(m, valid);
+      if (!valid || channel >= p.outputs) continue;
+      float v[kVector];
+#pragma unroll
+      for (int e = 0; e < kVector; e += 4) {
+        const Vec16 sum = s.load<Vec16>(b.halo + 4 * (m * row + n + e));
+        const Vec16 bias = load(reinterpret_cast<const Vec16*>(p.bias + channel + e));
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+          v[e + k] = bits_to_float(sum.word[k]) + bits_to_float(bias.word[k]);
+      }
+      if (residual) {
+        float r[kVector];
+        Chunk<T>::unpack(load_once(reinterpret_cast<const Vec16*>(
+                             residual + element(b.image, p.residual_image, pixel, p.y_pixel,
+                                                channel, p.y_channel))),
+                         r);
+#pragma unroll
+        for (int e = 0; e < kVector; ++e) v[e] += r[e];
+      }
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) v[e] = leaky(v[e], p.slope);
+      store(reinterpret_cast<Vec16*>(
+                y + element(b.image, p.y_image, pixel, p.y_pixel, channel, p.y_channel)),
+            Chunk<T>::pack(v));
+    }
+    return;
+  }
+  for (int i = threadIdx.x; i < Tile::kBM * Tile::kBN; i += Tile::kThreads) {
+    const bool channels_last = p.y_channel == 1;  // neighbouring threads write neighbours
+    const int m = channels_last ? i / Tile::kBN : i % Tile::kBM;
+    const int n = channels_last ? i % Tile::kBN : i / Tile::kBM;
+    bool valid;
+    const int64_t pixel = pixel_of(m, valid);
+    if (!valid || b.n0 + n >= p.outputs) continue;
+    float v = s.load<float>(b.halo + 4 * (m * row + n)) + load(p.bias + b.n0 + n);
+    if (residual)
+      v += to_float(load_once(residual + element(b.image, p.residual_image, pixel, p.y_pixel,
+                                                 b.n0 + n, p.y_channel)));
+    store(y + element(b.image, p.y_image, pixel, p.y_pixel, b.n0 + n, p.y_channel),
+          from_float(leaky(v, p.slope), T{}));
+  }
+}
+
+// Count, mean and sum of squared differences of every channel of the tile. Two passes over shared
+// memory, so that a large mean costs no digits; then Chan's formula, in a fixed order.
+template <class Tile>
+FASTGEN_DEVICE void reduce_tile(const ConvArgs& p, const ConvBlock& b, const Shared& s, int row) {
+  constexpr int kGroups = Tile::kThreads / Tile::kBN;
+  const int n = threadIdx.x % Tile::kBN, group = threadIdx.x / Tile::kBN;
+  const int scratch = b.halo + 4 * Tile::kBM * (Tile::kBN + kTileSkew);
+  const int width = 1 << p.tile_w_log;
+  const float bias = b.n0 + n < p.outputs ? load(p.bias + b.n0 + n) : 0.0f;
+  float count = 0, sum = 0, squares = 0;
+  const auto each = [&](auto&& use) {
+    for (int m = group; m < Tile::kBM; m += kGroups)
+      if (b.row0 + (m >> p.tile_w_log) < b.rows && b.column0 + (m & (width - 1)) < b.columns)
+        use(s.load<float>(b.halo + 4 * (m * row + n)) + bias);
+  };
+  each([&](float v) {
+    count += 1.0f;
+    sum += v;
+  });
+  float mean = count > 0 ? sum / count : 0.0f;
+  each([&](float v) { squares += (v - mean) * (v - mean); });
+  const int mine = scratch + 12 * static_cast<int>(threadIdx.x);
+  s.store(mine, count);
+  s.store(mine + 4, mean);
+  s.store(mine + 8, squares);
+  barrier();
+  if (group != 0 || b.n0 + n >= p.outputs) return;
+  for (int g = 1; g < kGroups; ++g) {
+    const int other = mine + 12 * g * Tile::kBN;
+    const float their_count = s.load<float>(other);
+    if (their_count == 0) continue;
+    const float difference = s.load<float>(other + 4) - mean, total = count + their_count;
+    mean += difference * (their_count / total);
+    squares += s.load<float>(other + 8) + difference * difference * (count * their_count / total);
+    count = total;
+  }
+  const int64_t tiles = static_cast<int64_t>(p.tiles_x) * p.tiles_y * p.phases * p.phases;
+  float* to = p.partial + 3 * ((b.image * p.outputs + b.n0 + n) * tiles + b.tile_index);
+  store(to, count);
+  store(to + 1, mean);
+  store(to + 2, squares);
+}
+
+template <class Tile, int kMinBlocks>
+__global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) conv_kernel(const ConvArgs p) {
+  using T = typename Tile::T;
+  constexpr int kM = Tile::kM, kN = Tile::kN;
+  const Shared s = shared_memory();
+  const ConvBlock b = conv_block(p, Tile::kBM, Tile::kBN);
+  const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
+  const int warp_m = warp / Tile::kWarpsN, warp_n = warp % Tile::kWarpsN;
+  const int halo_bytes = p.positions * kRowBytes;
+  const int steps = p.blocks * p.taps;
+  // What needs no arithmetic on load goes straight to shared memory.
+  const bool direct = p.vector_x && !p.scale && !p.load_residual;
+
+  fill_table(p, b, s, Tile::kThreads);
+  barrier();
+
+  const auto load_weights = [&](int step) {
+    const int64_t row =
+        (static_cast<int64_t>(b.phase_y * p.phases + b.phase_x) * steps + step) *
+            p.padded_outputs +
+        b.n0;
+    const unsigned char* from = static_cast<const unsigned char*>(p.weights) + row * kRowBytes;
+    const int to = b.weights + step % kStages * (Tile::kBN * kRowBytes);
+    for (int i = thread; i < 4 * Tile::kBN; i += Tile::kThreads) {
+      const int n = i >> 2, chunk = i & 3;
+      const bool valid = b.n0 + n < p.padded_outputs;
+      cp_async16(s, to + swizzled(n, chunk), valid ? from + i * 16 : p.weights, valid);
+    }
+  };
+
+  // Halo blocks that are on their way before the first step.
+  for (int block = 0; block < p.ahead; ++block) {
+    if (direct) {
+      copy_halo<T>(p, b, s, block, b.halo + block * halo_bytes, Tile::kThreads);
+    } else {
+      for (int i = thread; i < 4 * p.positions; i += Tile::kThreads) {
+        Staged staged = fetch<T>(p, b, s, i, block, b.halo + block * halo_bytes);
+        settle<T>(p, b, s, staged);
+      }
+    }
+  }
+#pragma unroll
+  for (int step = 0; step < kStages - 1; ++step) {
+    if (step < steps) load_weights(step);
+    cp_async_commit();
+  }
+
+  // Rows of the operands that this lane names to ldmatrix.
+  int a_position[kM];
+  const int a_chunk = lane >> 4;
+  const int halo_row = p.rows_of_taps ? 1 << p.tile_w_log : p.halo_columns * p.column_parities;
+#pragma unroll
+  for (int i = 0; i < kM; ++i) {
+    const int m = (warp_m * kM + i) * 16 + (lane & 15);
+    a_position[i] =
+        (m >> p.tile_w_log) * halo_row + (m & ((1 << p.tile_w_log) - 1));
+  }
+  const int b_row = warp_n * kN * 8 + (kN > 1 ? (lane >> 4) * 8 : 0) + (lane & 7);
+  const int b_chunk = lane >> 3 & 1;
+
+  WarpTile<T, kM, kN> tile;
+  tile.clear();
+
+  const int shift = p.stride - 1;  // stride 1 or 2
+  int tap_y = 0, tap_x = 0, tap = 0, block = 0, buffer = 0, next_buffer = p.ahead % p.halo_buffers;
+  const int pieces = 4 * p.positions;
+  const int share = (pieces + Tile::kThreads * p.taps - 1) / (Tile::kThreads * p.taps);
+  for (int step = 0; step < steps; ++step) {
+    cp_async_wait<kStages - 2>();
+    barrier();
+    if (step + kStages - 1 < steps) load_weights(step + kStages - 1);
+    const int next = block + p.ahead;
+    const bool more = next < p.blocks;
+    const int next_halo = b.halo + next_buffer * halo_bytes;
+    if (more && direct && tap == 0) copy_halo<T>(p, b, s, next, next_halo, Tile::kThreads);
+    cp_async_commit();
+    // Otherwise every tap brings its share of the next block through the registers; the first
+    // piece is on its way during the product.
+    Staged staged;
+    if (more && !direct)
+      staged = fetch<T>(p, b, s, tap * share * Tile::kThreads + thread, next, next_halo);
+
+    const int halo = b.halo + buffer * halo_bytes;
+    const int weights = b.weights + step % kStages * (Tile::kBN * kRowBytes);
+    const int offset =
+        ((tap_y & shift) * p.halo_rows + (tap_y >> shift)) * halo_row +
+        (p.rows_of_taps ? 0 : (tap_x & shift) * p.halo_columns + (tap_x >> shift));
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t fa[kM][4], fb[kN][2];
+#pragma unroll
+      for (int i = 0; i < kM; ++i)
+        ldmatrix4(fa[i], s, halo + swizzled(a_position[i] + offset, 2 * half + a_chunk));
+      if constexpr (kN == 1) {
+        ldmatrix2(fb[0], s, weights + swizzled(b_row, 2 * half + b_chunk));
+      } else {
+#pragma unroll
+        for (int j = 0; j < kN; j += 2) {
+          uint32_t pair[4];
+          ldmatrix4(pair, s, weights + swizzled(b_row + 8 * j, 2 * half + b_chunk));
+          fb[j][0] = pair[0], fb[j][1] = pair[1];
+          fb[j + 1][0] = pair[2], fb[j + 1][1] = pair[3];
+        }
+      }
+      tile.multiply(fa, fb);
+    }
+
+    if (more && !direct) {
+      settle<T>(p, b, s, staged);
+      for (int i = 1; i < share; ++i) {
+        staged = fetch<T>(p, b, s, (tap * share + i) * Tile::kThreads + thread, next, next_halo);
+        settle<T>(p, b, s, staged);
+      }
+    }
+    ++tap;
+    if (p.rows_of_taps || ++tap_x == p.kernel_w) {
+      tap_x = 0;
+      ++tap_y;
+    }
+    if (tap == p.taps) {
+      tap = tap_y = 0;
+      ++block;
+      buffer = buffer + 1 == p.halo_buffers ? 0 : buffer + 1;
+      next_buffer = next_buffer + 1 == p.halo_buffers ? 0 : next_buffer + 1;
+    }
+  }
+
+  // The tile through shared memory: whole rows for the stores, whole columns for the statistics.
+  cp_async_wait<0>();
+  barrier();
+  const int row = p.vector_y ? Tile::kBN + kTileSkew : Tile::kBN + 1;
+#pragma unroll
+  for (int i = 0; i < kM; ++i) {
+#pragma unroll
+    for (int j = 0; j < kN; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int m = (warp_m * kM + i) * 16 + (lane >> 2) + 8 * (e >> 1);
+        const int n = (warp_n * kN + j) * 8 + 2 * (lane & 3) + (e & 1);
+        s.store(b.halo + 4 * (m * row + n), tile.c[i][j][e]);
+      }
+    }
+  }
+  barrier();
+  store_tile<Tile>(p, b, s, row);
+  if (p.partial) reduce_tile<Tile>(p, b, s, row);
+}
+
+}  // namespace gpu
+}  // namespace fastgen
