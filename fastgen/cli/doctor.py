@@ -63,9 +63,23 @@ def diagnose() -> dict[str, Any]:
             "extension_why_not": no_cuda or None,
             "extension_archs": None if cuda is None else cuda.compiled_archs(),
         },
+        "ops": _ops(cuda is not None and bool(found)),
         "backends": {n: {"why_not": backends.why_not(n)} for n in backends.names()},
         "auto": {"backend": name, "why": reason},
         "styles": list_styles(),
+    }
+
+
+def _ops(gpu: bool) -> dict[str, Any]:
+    """For each fused operation what ``auto`` would take, and why not the others."""
+    from fastgen.ops import IMPLS, OPS, choose, why_not
+
+    return {
+        op: {
+            "auto": {d: choose(op, d) for d in (("cpu", "cuda") if gpu else ("cpu",))},
+            "why_not": {impl: why_not(op, impl) for impl in IMPLS},
+        }
+        for op in OPS
     }
 
 
@@ -110,6 +124,19 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     for name, state in facts["backends"].items():
         lines.append(("backend", f"{name}: {state['why_not'] or 'can run'}"))
+    for op, state in facts["ops"].items():
+        chosen = ", ".join(f"{v or 'nothing'} on {k}" for k, v in state["auto"].items())
+        lines.append(("op", f"{op}: auto takes {chosen}"))
+    # Most reasons are the same for several ops: one line for each implementation and reason.
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for op, state in facts["ops"].items():
+        for impl, reason in state["why_not"].items():
+            if reason:
+                key = impl, reason.partition(": ")[2]
+                reasons.setdefault(key, []).append(op)
+    for (impl, reason), names in reasons.items():
+        where = "" if len(names) == len(facts["ops"]) else f" of {', '.join(names)}"
+        lines.append(("impl", f"{impl}{where}: {reason}"))
     auto = facts["auto"]
     lines.append(("auto", f"{auto['backend'] or 'nothing'}: {auto['why']}"))
     lines.append(("styles", ", ".join(facts["styles"]) or "none shipped"))

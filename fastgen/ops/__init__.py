@@ -8,7 +8,7 @@ See docs/ops.md.
 
 from __future__ import annotations
 
-from fastgen.ops._dispatch import IMPLS, OPS, impls, why_not
+from fastgen.ops._dispatch import IMPLS, OPS, choose, impls, why_not
 from fastgen.ops._packed import PackedConv, PackedConvConcat, StylePart
 from fastgen.ops.concat_features import concat_features
 from fastgen.ops.conv_bn_leaky_relu import conv_bn_leaky_relu, pack_conv_bn
@@ -22,6 +22,7 @@ __all__ = [
     "PackedConv",
     "PackedConvConcat",
     "StylePart",
+    "choose",
     "concat_features",
     "conv_bn_leaky_relu",
     "conv_concat",

@@ -115,6 +115,13 @@ def run(modules: tuple[ModuleType, ...], call: Callable[[ModuleType], Any]) -> A
     return call(modules[-1])
 
 
+def run_next(modules: tuple[ModuleType, ...], name: str, *args: Any) -> Any:
+    """After the first module has raised ImplUnavailable: the others, or that error again."""
+    if len(modules) == 1:
+        raise  # called while the error is being handled
+    return run(modules[1:], lambda module: getattr(module, name)(*args))
+
+
 def is_direct(*tensors: Any) -> bool:
     """Whether an implementation may be called directly: there is nothing for torch to dispatch.
 

@@ -192,7 +192,7 @@ def check_use(packed: PackedConv, op: str, x: Any, dtype: str, impl: str) -> Non
             f"x is {dtype}, these weights were packed for {packed.dtype}; convert x or pack with "
             f"dtype={dtype!r}"
         )
-    home = "cpu" if isinstance(x, np.ndarray) else str(x.device)
+    home = "cpu" if isinstance(x, np.ndarray) or x.is_cpu else str(x.device)
     if packed.device != home and home != "meta":
         raise ValueError(
             f"x is on {home}, these weights were packed for {packed.device}; move x or pack with "

@@ -17,7 +17,7 @@ from fastgen.ops._spec import ConvSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ensure", "op"]
+__all__ = ["call", "ensure", "op"]
 
 OLDEST = (2, 6)
 
@@ -55,11 +55,31 @@ ensure._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def op(name: str) -> Any:
-    """``torch.ops.fastgen.<name>``."""
+    """``torch.ops.fastgen.<name>``, the operator."""
     ensure()
     import torch
 
     return getattr(torch.ops.fastgen, name)
+
+
+def call(name: str, *args: Any) -> Any:
+    """Calls ``torch.ops.fastgen.<name>``.
+
+    Raises:
+        NotImplementedError: an argument carries a forward-mode tangent, which would get lost.
+    """
+    operator = op(name)
+    import torch
+
+    if not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0:
+        for value in args:
+            if isinstance(value, torch.Tensor):
+                _, tangent = torch.autograd.forward_ad.unpack_dual(value)
+                if tangent is not None:
+                    raise NotImplementedError(
+                        f"{name} has no forward-mode derivative; name impl 'ref', or use backward"
+                    )
+    return operator(*args)
 
 
 def _define() -> None:

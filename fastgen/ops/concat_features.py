@@ -6,6 +6,7 @@ from typing import Any
 
 from numpy import ndarray
 
+from fastgen.errors import ImplUnavailable
 from fastgen.ops import _check, _dispatch, _register
 from fastgen.ops._check import Array
 
@@ -41,12 +42,14 @@ def concat_features(content: Array, style: Array, *, impl: str = "auto") -> Arra
     else:
         if impl != "ref" and not _dispatch.is_direct(content, style):
             content, style = _check.as_dense(content), _dense_style(style)
-            return _register.op("concat_features")(content, style, impl)
-        modules = _dispatch.candidates("concat_features", impl, content.device.type, dtype)
+            return _register.call("concat_features", content, style, impl)
+        kind = "cpu" if content.is_cpu else content.device.type  # the second is slow
+        modules = _dispatch.candidates("concat_features", impl, kind, dtype)
     content, style = _check.as_dense(content), _dense_style(style)
-    if len(modules) == 1:
+    try:
         return modules[0].concat_features(content, style)
-    return _dispatch.run(modules, lambda module: module.concat_features(content, style))
+    except ImplUnavailable:
+        return _dispatch.run_next(modules, "concat_features", content, style)
 
 
 def check_style(content: Any, style: Any) -> None:

@@ -107,7 +107,7 @@ def conv_bn_leaky_relu(
             )
     folded = _packed.fold(weight, *parameters, eps, dtype)
     if not direct:
-        return _register.op(_OP)(x, *folded, residual, *where, negative_slope, impl, 0)
+        return _register.call(_OP, x, *folded, residual, *where, negative_slope, impl, 0)
     arrays = _packed.to_numpy(folded[0]), _packed.to_numpy(folded[1])
     spec = _packed.make_spec(*arrays, where, negative_slope=negative_slope, dtype=dtype)
     home = None if array or x.is_cpu else str(x.device)
@@ -206,10 +206,10 @@ def check_input(x: Any, shape: tuple[int, ...], where: Geometry, residual: Any) 
     rows, columns = _check.output_size((h, w), shape[2], *where)
     if residual is not None:
         _check.same_kind("residual", residual, "x", x)
-        got = residual.shape
-        if tuple(got[1:]) != (shape[0], rows, columns) or (got[0] != n and got[0] != 1):
+        got = tuple(residual.shape)
+        if got[1:] != (shape[0], rows, columns) or (got[0] != n and got[0] != 1):
             raise ValueError(
-                f"residual has the shape {tuple(got)}, must be the output's "
+                f"residual has the shape {got}, must be the output's "
                 f"({n} or 1, {shape[0]}, {rows}, {columns})"
             )
 
@@ -223,7 +223,7 @@ def apply_packed(x: Any, dtype: str, packed: PackedConv, residual: Any, impl: st
         return packed.module.conv(x, packed.handle, residual)
     weight, bias, _, _ = packed.as_tensors()
     where, slope = packed.geometry, packed.negative_slope
-    return _register.op(_OP)(x, weight, bias, residual, *where, slope, packed.impl, packed.key)
+    return _register.call(_OP, x, weight, bias, residual, *where, slope, packed.impl, packed.key)
 
 
 def fold_arrays(

@@ -116,10 +116,11 @@ def conv_concat(
     full, offset = _packed.fold(weight, *parameters, eps, dtype)
     wide = _at_positions(style, content.shape[2], content.shape[3])
     nothing = full.new_zeros(full.shape[0])
-    convolve = _register.op(_CONV)
-    part = convolve(wide, full[:, c:].contiguous(), nothing, None, *where, 1.0, impl, 0)
+    part = _register.call(
+        _CONV, wide, full[:, c:].contiguous(), nothing, None, *where, 1.0, impl, 0
+    )
     half = full[:, :c].contiguous()
-    return convolve(content, half, offset, part, *where, negative_slope, impl, 0)
+    return _register.call(_CONV, content, half, offset, part, *where, negative_slope, impl, 0)
 
 
 def pack_conv_concat(

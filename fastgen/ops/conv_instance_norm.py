@@ -114,7 +114,7 @@ def conv_instance_norm(
         gamma = weight.new_ones(size, dtype=wide) if gamma is None else gamma.to(wide)
         beta = weight.new_zeros(size, dtype=wide) if beta is None else beta.to(wide)
         call = (scale, shift, residual, *where, eps, load_slope, impl, 0)
-        return _register.op(_OP)(x, weight.to(wide), bias, gamma, beta, *call)
+        return _register.call(_OP, x, weight.to(wide), bias, gamma, beta, *call)
     spec = _spec(weight, bias, gamma, beta, eps, where, load_slope, dtype)
     home = None if array or x.is_cpu else str(x.device)
     return _dispatch.run(
@@ -220,8 +220,11 @@ def _check_load(x: Any, dtype: str, norm: Any, load_slope: float, residual: Any)
     if not isinstance(norm, tuple | list) or len(norm) != 2:
         raise TypeError("norm must be the pair (scale, shift) of an earlier call")
     wanted = "float64" if dtype == "float64" else "float32"
+    shape = x.shape[:2]
     for name, value in zip(("scale", "shift"), norm, strict=True):
         _check.same_kind(f"norm's {name}", value, "x", x, dtype=False)
+        if value.dtype == x.dtype and dtype == wanted and value.shape == shape:
+            continue
         if _check.dtype_name(name, value) != wanted:
             raise TypeError(f"norm's {name} is {value.dtype}, must be {wanted}; do not convert it")
         if tuple(value.shape) != tuple(x.shape[:2]):
@@ -256,4 +259,4 @@ def _apply_packed(
         return packed.module.conv_norm(x, packed.handle, scale, shift, residual)
     weight, bias, gamma, beta = packed.as_tensors()
     rest = (scale, shift, residual, *packed.geometry, packed.eps, packed.load_slope)
-    return _register.op(_OP)(x, weight, bias, gamma, beta, *rest, packed.impl, packed.key)
+    return _register.call(_OP, x, weight, bias, gamma, beta, *rest, packed.impl, packed.key)

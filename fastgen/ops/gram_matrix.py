@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from numpy import ndarray
 
+from fastgen.errors import ImplUnavailable
 from fastgen.ops import _check, _dispatch, _register
 from fastgen.ops._check import Array
 
@@ -43,9 +44,11 @@ def gram_matrix(x: Array, *, impl: str = "auto", deterministic: bool = False) ->
         modules = _dispatch.candidates("gram_matrix", impl, "cpu", dtype)
     else:
         if impl != "ref" and not _dispatch.is_direct(x):
-            return _register.op("gram_matrix")(_check.as_dense(x), bool(deterministic), impl)
-        modules = _dispatch.candidates("gram_matrix", impl, x.device.type, dtype)
+            return _register.call("gram_matrix", _check.as_dense(x), bool(deterministic), impl)
+        kind = "cpu" if x.is_cpu else x.device.type  # the second is slow
+        modules = _dispatch.candidates("gram_matrix", impl, kind, dtype)
     x = _check.as_dense(x)
-    if len(modules) == 1:
+    try:
         return modules[0].gram_matrix(x, deterministic)
-    return _dispatch.run(modules, lambda module: module.gram_matrix(x, deterministic))
+    except ImplUnavailable:
+        return _dispatch.run_next(modules, "gram_matrix", x, deterministic)
