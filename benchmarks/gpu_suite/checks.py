@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_suite.processes import run_command, tail, worker_command
+from fastgen.cli._machine import usable_cores
 
 __all__ = ["judge_sanitizer", "judge_tests", "run_sanitizer", "run_tests"]
 
@@ -33,12 +34,13 @@ def run_tests(
         return {}, [f"there are no tests {', '.join(_FILES)}"]
     command = [sys.executable, "-m", "pytest", *files, "-q", "-p", "no:cacheprovider"]
     command += ["-p", "benchmarks.gpu_suite.pytest_log", "-W", "default"]
+    command += ["-p", "no:benchmark"]  # it warns about xdist
     # Before the sources, whose package has no extension modules.
     command += ["-o", f"pythonpath={stage}"] if stage else ["-o", "pythonpath="]
     if dry:
         command += ["--collect-only"]
     elif importlib.util.find_spec("xdist"):
-        command += ["-n", "6"]
+        command += ["-n", str(max(2, min(12, usable_cores() - 4)))]
     env = env | {"FASTGEN_SUITE_LOG": str(log)}
     if not dry:
         env["FASTGEN_REQUIRE_IMPLS"] = ",".join(_GPU)

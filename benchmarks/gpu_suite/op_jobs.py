@@ -43,8 +43,7 @@ def measure(job: dict[str, Any], timer: Timer | None, device: str) -> dict[str, 
             values = op_work.inputs(case, job["dtype"], device, layout)
             of_peer = program in _PEERS
             if of_peer not in truth:
-                there = {k: v.to(home) for k, v in values.items()}
-                truth[of_peer] = op_work.reference(case, there, of_peer=of_peer)
+                truth[of_peer] = _truth(case, values, home, of_peer)
             for precision in job["precisions"] if of_peer else ("own",):
                 row: dict[str, Any] = {"side": program, "layout": layout}
                 allow_tf32(of_peer and PRECISIONS[precision][1])
@@ -66,6 +65,16 @@ def measure(job: dict[str, Any], timer: Timer | None, device: str) -> dict[str, 
     identity = {key: job[key] for key in ("op", "case", "dtype", "tiny")}
     costs = {"flops": case.flops, "bytes": case.bytes_moved(job["dtype"])}
     return {**identity, **costs, "rows": rows}
+
+
+def _truth(case: Case, values: op_work.Values, home: str, of_peer: bool) -> list[torch.Tensor]:
+    there = {k: v.to(home) for k, v in values.items()}
+    chooses = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False  # trying out float64 algorithms takes seconds
+    try:
+        return op_work.reference(case, there, of_peer=of_peer)
+    finally:
+        torch.backends.cudnn.benchmark = chooses
 
 
 def _layouts(case: Case, program: str) -> tuple[str, ...]:
