@@ -20,8 +20,6 @@ from fastgen.ops import _cuda
 from fastgen.ops._cuda_pack import pack
 from fastgen.ops._spec import ConvSpec
 
-pytest_plugins = ["cuda_emulation.card"]  # the fixtures `card` and `native`
-
 
 def make_spec(
     outputs: int, inputs: int, kernel: int, dtype: str = "float32", **kw: Any

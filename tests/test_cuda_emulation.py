@@ -11,8 +11,6 @@ from cuda_emulation.card import DTYPES, LARGE, SMALL, Card, assert_close, random
 
 from fastgen.ops import _cuda
 
-pytest_plugins = ["cuda_emulation.card"]  # the fixtures `card` and `native`
-
 # ---------------------------------------------------------------------- the emulation itself
 
 

@@ -1,29 +1,20 @@
-"""The emulated card as a pytest fixture: `_cuda` runs on it with tensors of the host."""
+"""The emulated card: `_cuda` runs on it with tensors of the host; fixtures in conftest.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 
-import cuda_emulation
 from fastgen.ops import _cuda
 
 LARGE, SMALL = 227 * 1024, 99 * 1024  # shared memory of a block: sm_90, sm_86
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Rounding of the result, relative; fp32 sums and 3xTF32 come on top.
 ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-
-
-@pytest.fixture(scope="session")
-def native() -> Any:
-    reason = cuda_emulation.why_not()
-    if reason:
-        pytest.skip(reason)
-    return cuda_emulation.load()
 
 
 class Card:
@@ -53,8 +44,8 @@ class Card:
         return function(*args)
 
 
-@pytest.fixture
-def card(native: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
+def emulated_card(native: Any, monkeypatch: pytest.MonkeyPatch) -> Card:
+    """Puts the emulated device below ``_cuda`` until the test ends."""
     card = Card(native)
     empty = torch.empty
 
@@ -69,8 +60,7 @@ def card(native: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
     monkeypatch.setattr(_cuda, "_on", lambda device: nullcontext())
     monkeypatch.setattr(_cuda, "_address", card.address)
     monkeypatch.setattr(torch, "empty", poisoned)
-    yield card
-    native.forget_all()
+    return card
 
 
 def random(shape: tuple[int, ...], dtype: str, seed: int, channels_last: bool = False) -> Any:
