@@ -177,3 +177,45 @@ def test_concat_features(
     assert out.is_contiguous(
         memory_format=torch.channels_last if channels_last else torch.contiguous_format
     )
+
+
+# ---------------------------------------------------------------------- availability
+
+
+class NoCard:
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def device_count(self) -> tuple[int, str | None]:
+        return self.count, None if self.count else "no CUDA-capable device is detected"
+
+
+def test_why_not_names_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Any:
+        raise ImportError("No module named 'fastgen._cuda'")
+
+    monkeypatch.setattr(_cuda, "_native", missing)
+    assert "fastgen._cuda is not built" in str(_cuda.why_not("gram_matrix"))
+    monkeypatch.setattr(_cuda, "_native", lambda: NoCard(0))
+    assert "no CUDA-capable device" in str(_cuda.why_not("gram_matrix"))
+    monkeypatch.setattr(_cuda, "_native", lambda: NoCard(1))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "torch cannot use CUDA" in str(_cuda.why_not("gram_matrix"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, fine in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda c=capability: c)
+        assert (_cuda.why_not("gram_matrix") is None) == fine
+
+
+def test_bindings_refuse_what_no_kernel_takes(native: Any) -> None:
+    limits = (4, LARGE)
+    with pytest.raises(ValueError, match="a size is 0"):
+        native.gram_matrix_workspace(1, 0, 5, False, 0, *limits)
+    with pytest.raises(ValueError, match="too large"):
+        native.gram_matrix_workspace(2**30, 2**20, 2**20, False, 0, *limits)
+    with pytest.raises(ValueError, match="workspace is missing"):
+        native.gram_matrix(16, 16, 0, 1, 8, 4096, False, 0, *limits, 0)
+    with pytest.raises(ValueError, match="a size is wrong"):
+        native.concat_features(16, 16, 16, 3, 4, 4, 9, 2, 9, False, 4, 0)
+    with pytest.raises(ValueError, match="not aligned"):
+        native.concat_features(17, 16, 16, 1, 4, 4, 9, 1, 9, False, 4, 0)
