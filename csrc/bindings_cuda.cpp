@@ -1,4 +1,5 @@
-// fastgen._cuda: device query, image kernels, fused operations. Imports on machines without a GPU or driver.
+// fastgen._cuda: device query, image kernels, fused operations. Imports on machines without a GPU
+// or driver.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

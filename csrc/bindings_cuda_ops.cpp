@@ -31,8 +31,8 @@ void check_sizes(const char* what, std::initializer_list<int64_t> sizes) {
   constexpr int64_t kMaxElements = int64_t{1} << 56;
   int64_t elements = 1;
   for (const int64_t size : sizes) {
-    require(size >= 1, std::string(what) + ": a size is " + std::to_string(size) +
-                           ", must be at least 1");
+    require(size >= 1,
+            std::string(what) + ": a size is " + std::to_string(size) + ", must be at least 1");
     require(size <= kMaxElements / elements, std::string(what) + ": the tensor is too large");
     elements *= size;
   }
@@ -140,8 +140,8 @@ void bind_cuda_ops(py::module_& m) {
         return cuda_gram_matrix_workspace(n, c, pixels, channels_last, dtype,
                                           limits(multiprocessors, shared_bytes));
       },
-      "Floats of workspace that gram_matrix needs.", py::arg("n"), py::arg("c"),
-      py::arg("pixels"), py::arg("channels_last"), py::arg("dtype"), py::arg("multiprocessors"),
+      "Floats of workspace that gram_matrix needs.", py::arg("n"), py::arg("c"), py::arg("pixels"),
+      py::arg("channels_last"), py::arg("dtype"), py::arg("multiprocessors"),
       py::arg("shared_bytes"));
   m.def(
       "gram_matrix",
@@ -151,8 +151,8 @@ void bind_cuda_ops(py::module_& m) {
         check_sizes("gram_matrix", {n, c, c});
         require(x != 0 && out != 0, "gram_matrix: x and out are needed");
         const CudaLimits device = limits(multiprocessors, shared_bytes);
-        require(workspace != 0 || cuda_gram_matrix_workspace(n, c, pixels, channels_last, dtype,
-                                                             device) == 0,
+        require(workspace != 0 ||
+                    cuda_gram_matrix_workspace(n, c, pixels, channels_last, dtype, device) == 0,
                 "gram_matrix: the workspace is missing");
         check(cuda_gram_matrix(at(x), floats_mutable(out), floats_mutable(workspace), n, c, pixels,
                                channels_last, dtype, device, at_mutable(stream)),
@@ -175,9 +175,9 @@ void bind_cuda_ops(py::module_& m) {
               "concat_features");
       },
       py::arg("content"), py::arg("style"), py::arg("out"), py::arg("n"),
-      py::arg("content_channels"), py::arg("style_channels"), py::arg("pixels"),
-      py::arg("style_n"), py::arg("style_pixels"), py::arg("channels_last"),
-      py::arg("element_bytes"), py::arg("stream"), release());
+      py::arg("content_channels"), py::arg("style_channels"), py::arg("pixels"), py::arg("style_n"),
+      py::arg("style_pixels"), py::arg("channels_last"), py::arg("element_bytes"),
+      py::arg("stream"), release());
 
   m.attr("conv_tiles") = kCudaConvTiles;
   py::class_<CudaConv>(m, "Conv", "A packed convolution; the caller keeps its memory alive.")

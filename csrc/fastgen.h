@@ -267,9 +267,9 @@ struct CudaConv {
   int kernel_h = 0, kernel_w = 0;            // of a phase when phases is 2
   int full_kernel_h = 0, full_kernel_w = 0;  // as the caller gave them
   int stride = 1, upsample = 1, padding = 0;
-  int border = 0;          // Border in csrc/cuda/conv_geometry.h
-  int phases = 1;          // 2: upsampling x2 became four convolutions on the small map
-  bool row_mode = false;   // weights of a kernel row are one run of elements
+  int border = 0;         // Border in csrc/cuda/conv_geometry.h
+  int phases = 1;         // 2: upsampling x2 became four convolutions on the small map
+  bool row_mode = false;  // weights of a kernel row are one run of elements
   float slope = 1, load_slope = 1;
   float eps = 0;
   const void* weights = nullptr;  // [phase][step][outputs, padded to 8][64 bytes]
@@ -279,14 +279,14 @@ struct CudaConv {
 struct CudaConvCall {
   const void* x = nullptr;
   int64_t n = 0, height = 0, width = 0;
-  bool channels_last = false;  // of x, load_residual, residual and y
+  bool channels_last = false;                      // of x, load_residual, residual and y
   const float *scale = nullptr, *shift = nullptr;  // (n, inputs), norm on load
   const void* load_residual = nullptr;             // shape of x
   const void* residual = nullptr;                  // shape of y, or its first image for all
   bool residual_broadcast = false;
   void* y = nullptr;
-  float* workspace = nullptr;                          // statistics only
-  float *out_scale = nullptr, *out_shift = nullptr;    // (n, outputs), statistics only
+  float* workspace = nullptr;                        // statistics only
+  float *out_scale = nullptr, *out_shift = nullptr;  // (n, outputs), statistics only
   int tile = -1;  // a tile configuration, -1: the one that is expected to be fastest
 };
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from cuda_emulation.card import Card
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,3 +43,23 @@ def fastgen_data() -> Path:
     if not path.is_dir():
         pytest.fail(f"FASTGEN_DATA is {value}, which is not a folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def native() -> ModuleType:
+    """The CUDA kernels on the host (tests/cuda_emulation); skips where they cannot be built."""
+    import cuda_emulation
+
+    reason = cuda_emulation.why_not()
+    if reason:
+        pytest.skip(reason)
+    return cuda_emulation.load()
+
+
+@pytest.fixture
+def card(native: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
+    """An emulated card, on which ``fastgen.ops._cuda`` runs for the length of a test."""
+    from cuda_emulation.card import emulated_card
+
+    yield emulated_card(native, monkeypatch)
+    native.forget_all()

@@ -89,7 +89,8 @@ __device__ __forceinline__ Shared shared_memory() {
 
 __device__ __forceinline__ void barrier() { __syncthreads(); }
 
-// 16 bytes from global to shared memory past the registers; zeros where not valid (nothing is read).
+// 16 bytes from global to shared memory past the registers; zeros where not valid (nothing is
+// read).
 __device__ __forceinline__ void cp_async16(const Shared& s, int offset, const void* from,
                                            bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(s.base + offset), "l"(from),

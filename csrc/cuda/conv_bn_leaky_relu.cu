@@ -52,8 +52,7 @@ bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 }  // namespace
 }  // namespace gpu
 
-int cuda_conv(const CudaConv& c, const CudaConvCall& call, const CudaLimits& limits,
-              void* stream) {
+int cuda_conv(const CudaConv& c, const CudaConvCall& call, const CudaLimits& limits, void* stream) {
   gpu::ConvArgs a;
   const CudaConvPlan plan =
       gpu::plan_conv(c, call.n, call.height, call.width, limits, call.tile, &a);
@@ -100,8 +99,8 @@ int cuda_conv(const CudaConv& c, const CudaConvCall& call, const CudaLimits& lim
   auto kernel = gpu::statistics_kernel;
   FASTGEN_LAUNCH(kernel, dim3(static_cast<unsigned>(call.n * c.outputs)), dim3(gpu::kThreads),
                  4 * gpu::kThreads, static_cast<cudaStream_t>(stream), a.partial, c.gamma, c.beta,
-                 call.out_scale, call.out_shift, c.outputs, tiles,
-                 static_cast<float>(out_pixels), c.eps);
+                 call.out_scale, call.out_shift, c.outputs, tiles, static_cast<float>(out_pixels),
+                 c.eps);
   return gpu::launch_error();
 }
 

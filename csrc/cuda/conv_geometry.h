@@ -65,7 +65,7 @@ struct ConvArgs {
   int row_parities, column_parities;
   int table_columns, positions;  // positions: of the halo, 64 bytes each
   int halo_buffers, ahead;       // slots of the ring; blocks loaded before the first step
-  int vector_x, vector_y;  // 16-byte accesses along the channels
+  int vector_x, vector_y;        // 16-byte accesses along the channels
   float slope, load_slope;
 };
 

@@ -76,8 +76,7 @@ FASTGEN_DEVICE void fill_table(const ConvArgs& p, const ConvBlock& b, const Shar
     const int x = p.rows_of_taps
                       ? b.column0 * p.stride + column
                       : (b.column0 + column % p.halo_columns) * p.stride + column / p.halo_columns;
-    const int from_y =
-        source_index(y + p.phase_origin[b.phase_y], p.height, p.upsample, p.border);
+    const int from_y = source_index(y + p.phase_origin[b.phase_y], p.height, p.upsample, p.border);
     const int from_x = source_index(x + p.phase_origin[b.phase_x], p.width, p.upsample, p.border);
     s.store<int>(4 * i, from_y < 0 || from_x < 0 ? -1 : from_y * p.width + from_x);
   }
@@ -89,17 +88,6 @@ struct Staged {
   int offset = -1;   // in shared memory; -1: nothing
   int channel = -1;  // first channel if norm and residual are still to be applied
 };
-
-template <class T>
-FASTGEN_DEVICE float loaded(const ConvArgs& p, int64_t image, int64_t at, int channel) {
-  float v = to_float(load(static_cast<const T*>(p.x) + at));
-  if (p.scale) {
-    const int64_t i = image * p.channels + channel;
-    v = leaky(v * load(p.scale + i) + load(p.shift + i), p.load_slope);
-  }
-  if (p.load_residual) v += to_float(load(static_cast<const T*>(p.load_residual) + at));
-  return v;
-}
 
 // Reads piece `index` of block `block` of channels into registers.
 template <class T>
@@ -127,25 +115,47 @@ FASTGEN_DEVICE Staged fetch(const ConvArgs& p, const ConvBlock& b, const Shared&
   // Neighbouring threads read neighbouring positions: any layout and number of channels.
   const int position = index % p.positions, chunk = index / p.positions;
   const int first = (4 * block + chunk) * kVector;
-  const int entry = p.rows_of_taps
-                        ? (position >> p.tile_w_log) * p.table_columns +
-                              (position & ((1 << p.tile_w_log) - 1)) * p.stride
-                        : position;
+  const int entry = p.rows_of_taps ? (position >> p.tile_w_log) * p.table_columns +
+                                         (position & ((1 << p.tile_w_log) - 1)) * p.stride
+                                   : position;
+  // All loads first and without branches between them, so that they are on their way together.
+  const int first_column = p.rows_of_taps ? first / p.channels : 0;
+  T raw[kVector];
+  int pixels[kVector];
+  const auto each = [&](auto&& use) {  // (element, channel, kernel column)
+    int column = first_column, channel = first - first_column * p.channels;
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) {
+      use(e, channel, column);
+      ++channel;
+      if (p.rows_of_taps && channel == p.channels) channel = 0, ++column;
+    }
+  };
+  const auto at = [&](const void* tensor, int pixel, int channel) {
+    return static_cast<const T*>(tensor) +
+           element(b.image, p.x_image, pixel, p.x_pixel, channel, p.x_channel);
+  };
+  each([&](int e, int channel, int column) {
+    const bool inside = p.rows_of_taps ? column < p.kernel_w : channel < p.channels;
+    pixels[e] = inside ? s.load<int>(4 * (entry + column)) : -1;
+    raw[e] = pixels[e] >= 0 ? load(at(p.x, pixels[e], channel)) : T{};
+  });
   float values[kVector];
 #pragma unroll
-  for (int e = 0; e < kVector; ++e) {
-    const int i = first + e;
-    const int column = p.rows_of_taps ? i / p.channels : 0;
-    const int channel = i - column * p.channels;
-    values[e] = 0.0f;
-    if (p.rows_of_taps ? column < p.kernel_w : channel < p.channels) {
-      const int pixel = s.load<int>(4 * (entry + column));
-      if (pixel >= 0)
-        values[e] = loaded<T>(
-            p, b.image, element(b.image, p.x_image, pixel, p.x_pixel, channel, p.x_channel),
-            channel);
-    }
+  for (int e = 0; e < kVector; ++e) values[e] = to_float(raw[e]);
+  if (p.scale) {
+    const int64_t image = b.image * p.channels;
+    each([&](int e, int channel, int) {
+      if (pixels[e] >= 0)
+        values[e] = values[e] * load(p.scale + image + channel) + load(p.shift + image + channel);
+    });
   }
+#pragma unroll
+  for (int e = 0; e < kVector; ++e) values[e] = leaky(values[e], p.load_slope);
+  if (p.load_residual)
+    each([&](int e, int channel, int) {
+      if (pixels[e] >= 0) values[e] += to_float(load(at(p.load_residual, pixels[e], channel)));
+    });
   result.offset = halo + swizzled(position, chunk);
   result.x = Chunk<T>::pack(values);
   return result;
@@ -156,7 +166,7 @@ template <class T>
 FASTGEN_DEVICE void settle(const ConvArgs& p, const ConvBlock& b, const Shared& s, Staged& staged) {
   constexpr int kVector = Chunk<T>::kSize;
   if (staged.offset < 0) return;
-  if (staged.channel >= 0 && (p.scale || p.load_residual)) {
+  if (staged.channel >= 0) {
     float x[kVector];
     Chunk<T>::unpack(staged.x, x);
     if (p.scale) {
@@ -167,10 +177,11 @@ FASTGEN_DEVICE void settle(const ConvArgs& p, const ConvBlock& b, const Shared& 
         const Vec16 shift = load(reinterpret_cast<const Vec16*>(p.shift + i + e));
 #pragma unroll
         for (int k = 0; k < 4; ++k)
-          x[e + k] = leaky(x[e + k] * bits_to_float(scale.word[k]) + bits_to_float(shift.word[k]),
-                           p.load_slope);
+          x[e + k] = x[e + k] * bits_to_float(scale.word[k]) + bits_to_float(shift.word[k]);
       }
     }
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) x[e] = leaky(x[e], p.load_slope);
     if (p.load_residual) {
       float r[kVector];
       Chunk<T>::unpack(staged.residual, r);
@@ -186,6 +197,7 @@ template <class T>
 FASTGEN_DEVICE void copy_halo(const ConvArgs& p, const ConvBlock& b, const Shared& s, int block,
                               int halo, int threads) {
   const T* image = static_cast<const T*>(p.x) + b.image * p.x_image;
+#pragma unroll 2
   for (int i = threadIdx.x; i < 4 * p.positions; i += threads) {
     const int position = i >> 2, chunk = i & 3;
     const int pixel = s.load<int>(4 * position);
@@ -211,6 +223,7 @@ FASTGEN_DEVICE void store_tile(const ConvArgs& p, const ConvBlock& b, const Shar
   const T* residual = static_cast<const T*>(p.residual);
   if (p.vector_y) {
     constexpr int kChunks = Tile::kBN / kVector;
+#pragma unroll 4
     for (int i = threadIdx.x; i < Tile::kBM * kChunks; i += Tile::kThreads) {
       const int m = i / kChunks, n = i % kChunks * kVector, channel = b.n0 + n;
       bool valid;
@@ -242,6 +255,7 @@ FASTGEN_DEVICE void store_tile(const ConvArgs& p, const ConvBlock& b, const Shar
     }
     return;
   }
+#pragma unroll 4
   for (int i = threadIdx.x; i < Tile::kBM * Tile::kBN; i += Tile::kThreads) {
     const bool channels_last = p.y_channel == 1;  // neighbouring threads write neighbours
     const int m = channels_last ? i / Tile::kBN : i % Tile::kBM;
@@ -251,8 +265,8 @@ FASTGEN_DEVICE void store_tile(const ConvArgs& p, const ConvBlock& b, const Shar
     if (!valid || b.n0 + n >= p.outputs) continue;
     float v = s.load<float>(b.halo + 4 * (m * row + n)) + load(p.bias + b.n0 + n);
     if (residual)
-      v += to_float(load_once(residual + element(b.image, p.residual_image, pixel, p.y_pixel,
-                                                 b.n0 + n, p.y_channel)));
+      v += to_float(load_once(
+          residual + element(b.image, p.residual_image, pixel, p.y_pixel, b.n0 + n, p.y_channel)));
     store(y + element(b.image, p.y_image, pixel, p.y_pixel, b.n0 + n, p.y_channel),
           from_float(leaky(v, p.slope), T{}));
   }
@@ -312,23 +326,29 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) conv_kernel(const 
   const int halo_bytes = p.positions * kRowBytes;
   const int steps = p.blocks * p.taps;
   // What needs no arithmetic on load goes straight to shared memory.
-  const bool direct = p.vector_x && !p.scale && !p.load_residual;
+  const bool direct = p.vector_x && !p.scale && !p.load_residual && p.load_slope == 1.0f;
 
   fill_table(p, b, s, Tile::kThreads);
   barrier();
 
-  const auto load_weights = [&](int step) {
-    const int64_t row =
-        (static_cast<int64_t>(b.phase_y * p.phases + b.phase_x) * steps + step) *
-            p.padded_outputs +
-        b.n0;
-    const unsigned char* from = static_cast<const unsigned char*>(p.weights) + row * kRowBytes;
-    const int to = b.weights + step % kStages * (Tile::kBN * kRowBytes);
-    for (int i = thread; i < 4 * Tile::kBN; i += Tile::kThreads) {
-      const int n = i >> 2, chunk = i & 3;
+  // This thread's pieces of a step's weights stay at the same place of every step.
+  constexpr int kPieces = (4 * Tile::kBN + Tile::kThreads - 1) / Tile::kThreads;
+  constexpr bool kEven = 4 * Tile::kBN % Tile::kThreads == 0;
+  const int64_t step_bytes = int64_t{kRowBytes} * p.padded_outputs;
+  const unsigned char* weights_from = static_cast<const unsigned char*>(p.weights) +
+                                      (b.phase_y * p.phases + b.phase_x) * (steps * step_bytes) +
+                                      int64_t{kRowBytes} * b.n0 + 16 * thread;
+  const int weights_to = b.weights + swizzled(thread >> 2, thread & 3);
+  const auto load_weights = [&](int slot) {
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const int n = (i * Tile::kThreads + thread) >> 2;
+      if (!kEven && n >= Tile::kBN) continue;
       const bool valid = b.n0 + n < p.padded_outputs;
-      cp_async16(s, to + swizzled(n, chunk), valid ? from + i * 16 : p.weights, valid);
+      cp_async16(s, weights_to + slot * (Tile::kBN * kRowBytes) + i * (16 * Tile::kThreads),
+                 valid ? weights_from + i * (16 * Tile::kThreads) : p.weights, valid);
     }
+    weights_from += step_bytes;
   };
 
   // Halo blocks that are on their way before the first step.
@@ -355,8 +375,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) conv_kernel(const 
 #pragma unroll
   for (int i = 0; i < kM; ++i) {
     const int m = (warp_m * kM + i) * 16 + (lane & 15);
-    a_position[i] =
-        (m >> p.tile_w_log) * halo_row + (m & ((1 << p.tile_w_log) - 1));
+    a_position[i] = (m >> p.tile_w_log) * halo_row + (m & ((1 << p.tile_w_log) - 1));
   }
   const int b_row = warp_n * kN * 8 + (kN > 1 ? (lane >> 4) * 8 : 0) + (lane & 7);
   const int b_chunk = lane >> 3 & 1;
@@ -371,7 +390,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) conv_kernel(const 
   for (int step = 0; step < steps; ++step) {
     cp_async_wait<kStages - 2>();
     barrier();
-    if (step + kStages - 1 < steps) load_weights(step + kStages - 1);
+    if (step + kStages - 1 < steps) load_weights((step + kStages - 1) % kStages);
     const int next = block + p.ahead;
     const bool more = next < p.blocks;
     const int next_halo = b.halo + next_buffer * halo_bytes;
@@ -385,9 +404,8 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) conv_kernel(const 
 
     const int halo = b.halo + buffer * halo_bytes;
     const int weights = b.weights + step % kStages * (Tile::kBN * kRowBytes);
-    const int offset =
-        ((tap_y & shift) * p.halo_rows + (tap_y >> shift)) * halo_row +
-        (p.rows_of_taps ? 0 : (tap_x & shift) * p.halo_columns + (tap_x >> shift));
+    const int offset = ((tap_y & shift) * p.halo_rows + (tap_y >> shift)) * halo_row +
+                       (p.rows_of_taps ? 0 : (tap_x & shift) * p.halo_columns + (tap_x >> shift));
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       uint32_t fa[kM][4], fb[kN][2];

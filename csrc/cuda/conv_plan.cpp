@@ -41,8 +41,7 @@ void set_rectangle(ConvArgs& a, int pixels, int width_log) {
 }
 
 int64_t shared_bytes(const ConvArgs& a, const TileShape& tile) {
-  const int64_t table =
-      up(int64_t{4} * a.halo_rows * a.row_parities * a.table_columns, 128) * 128;
+  const int64_t table = up(int64_t{4} * a.halo_rows * a.row_parities * a.table_columns, 128) * 128;
   const int64_t ring = int64_t{kRowBytes} * (static_cast<int64_t>(a.halo_buffers) * a.positions +
                                              kStages * tile.outputs);
   const int64_t out = int64_t{4} * tile.pixels * (tile.outputs + kTileSkew) + 12 * tile.threads;
@@ -76,8 +75,8 @@ void check(bool good, const std::string& what) {
 CudaConvPlan plan_conv(const CudaConv& c, int64_t n, int64_t height, int64_t width,
                        const CudaLimits& limits, int tile, ConvArgs* args) {
   constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
-  check(n >= 1 && height >= 1 && width >= 1 && height * width <= kMax / 8 &&
-            height <= kMax / 8 && width <= kMax / 8,
+  check(n >= 1 && height >= 1 && width >= 1 && height * width <= kMax / 8 && height <= kMax / 8 &&
+            width <= kMax / 8,
         "an image of " + std::to_string(height) + "x" + std::to_string(width) +
             " is outside 1..2^28 pixels; run it in bands");
   check(limits.multiprocessors > 0 && limits.shared_bytes > 0, "the device limits are missing");
@@ -152,8 +151,7 @@ CudaConvPlan plan_conv(const CudaConv& c, int64_t n, int64_t height, int64_t wid
         plan.blocks_y = y;
         plan.threads = shape.threads;
         plan.shared_bytes = static_cast<int>(shared);
-        plan.workspace_floats =
-            3 * n * c.outputs * a.tiles_x * a.tiles_y * c.phases * c.phases;
+        plan.workspace_floats = 3 * n * c.outputs * a.tiles_x * a.tiles_y * c.phases * c.phases;
       }
     }
   }

@@ -41,6 +41,7 @@ struct GramTile {
   static constexpr int kVector = Chunk<T>::kSize;
   static constexpr int kDepth = kLineBytes / sizeof(T);  // positions of a step
   static constexpr int kStages = kTile == 64 ? 4 : 3;
+  static constexpr int kMinBlocks = kTile == 128 && sizeof(T) == 4 ? 1 : 2;  // no spills
   static constexpr int kWarpsM = 2, kWarpsN = 4;
   static constexpr int kM = kTile / kWarpsM / 16, kN = kTile / kWarpsN / 8;
   // tf32 has no transposed ldmatrix: the skew lets plain loads hit 32 different banks.
@@ -71,8 +72,7 @@ FASTGEN_DEVICE void load_strip(const GramArgs& p, const Shared& s, int offset, i
     const int row = i / G::kPieces, piece = i % G::kPieces;
     const int64_t channel =
         strip * int64_t{G::kTile} + (G::kChannelsLast ? piece * G::kVector : row);
-    const int64_t position =
-        line * G::kDepth + (G::kChannelsLast ? row : piece * G::kVector);
+    const int64_t position = line * G::kDepth + (G::kChannelsLast ? row : piece * G::kVector);
     const bool valid = channel < p.c && position < p.pixels;
     const int64_t from =
         G::kChannelsLast ? position * p.c + channel : channel * p.pixels + position;
@@ -93,8 +93,7 @@ FASTGEN_DEVICE void load_strip(const GramArgs& p, const Shared& s, int offset, i
 // Fragments of 16 kM rows and 8 kN columns at depth step `k` of 32 bytes.
 template <class G>
 FASTGEN_DEVICE void read_fragments(const Shared& s, int strip_a, int strip_b, int k, int first_m,
-                                   int first_n, uint32_t (&a)[G::kM][4],
-                                   uint32_t (&b)[G::kN][2]) {
+                                   int first_n, uint32_t (&a)[G::kM][4], uint32_t (&b)[G::kN][2]) {
   const int lane = threadIdx.x & 31, matrix = lane >> 3, r = lane & 7;
 #pragma unroll
   for (int i = 0; i < G::kM; ++i) {
@@ -102,8 +101,8 @@ FASTGEN_DEVICE void read_fragments(const Shared& s, int strip_a, int strip_b, in
     if constexpr (!G::kChannelsLast) {
       ldmatrix4(a[i], s, strip_a + G::at(m + (lane & 15), 2 * k + (lane >> 4)));
     } else if constexpr (sizeof(typename G::T) == 2) {
-      ldmatrix4_transposed(
-          a[i], s, strip_a + G::at(16 * k + (matrix >> 1) * 8 + r, m / 8 + (matrix & 1)));
+      ldmatrix4_transposed(a[i], s,
+                           strip_a + G::at(16 * k + (matrix >> 1) * 8 + r, m / 8 + (matrix & 1)));
     } else {
 #pragma unroll
       for (int e = 0; e < 4; ++e)
@@ -118,8 +117,8 @@ FASTGEN_DEVICE void read_fragments(const Shared& s, int strip_a, int strip_b, in
     if constexpr (!G::kChannelsLast) {
       ldmatrix4(pair, s, strip_b + G::at(n + (lane >> 4) * 8 + r, 2 * k + (matrix & 1)));
     } else if constexpr (sizeof(typename G::T) == 2) {
-      ldmatrix4_transposed(
-          pair, s, strip_b + G::at(16 * k + (matrix & 1) * 8 + r, n / 8 + (matrix >> 1)));
+      ldmatrix4_transposed(pair, s,
+                           strip_b + G::at(16 * k + (matrix & 1) * 8 + r, n / 8 + (matrix >> 1)));
     } else {
 #pragma unroll
       for (int e = 0; e < 4; ++e)
@@ -139,7 +138,7 @@ FASTGEN_DEVICE void store_both(const GramArgs& p, int64_t image, int64_t i, int6
 }
 
 template <class G>
-__global__ void __launch_bounds__(kThreads) gram_kernel(const GramArgs p) {
+__global__ void __launch_bounds__(kThreads, G::kMinBlocks) gram_kernel(const GramArgs p) {
   const Shared s = shared_memory();
   const int64_t image = blockIdx.x / p.ranges;
   const int range = blockIdx.x % p.ranges;

@@ -10,13 +10,16 @@ import importlib
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from fastgen.errors import ImplUnavailable
 from fastgen.ops._cuda_pack import DTYPES, pack
-from fastgen.ops._spec import ConvSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from fastgen.ops._spec import ConvSpec
 
 __all__ = [
     "PackedCuda",
@@ -28,7 +31,6 @@ __all__ = [
     "why_not",
 ]
 
-_CODES = {getattr(torch, name): code for name, code in DTYPES.items()}
 _OLDEST = (8, 0)  # cp.async, mma of bf16 and tf32
 
 
@@ -38,6 +40,10 @@ def why_not(op: str) -> str | None:
         native = _native()
     except ImportError as error:
         return f"fastgen._cuda is not built ({error}); install nvcc and reinstall fastgen"
+    try:
+        import torch
+    except ImportError:
+        return "torch is not installed; install a build of torch with CUDA"
     count, reason = native.device_count()
     if count == 0:
         return f"no CUDA device: {reason or 'none was found'}"
@@ -63,12 +69,20 @@ def _limits(device: torch.device) -> tuple[int, int]:
     return facts["multiprocessors"], facts["shared_bytes"]
 
 
+def _code(dtype: torch.dtype) -> int:
+    return DTYPES[str(dtype).removeprefix("torch.")]
+
+
 def _stream(device: torch.device) -> int:
+    import torch
+
     return torch.cuda.current_stream(device).cuda_stream
 
 
 def _on(device: torch.device) -> Any:
     """Makes the tensor's device the current one for a launch."""
+    import torch
+
     if torch.cuda.current_device() == device.index:
         return nullcontext()
     return torch.cuda.device(device)
@@ -80,6 +94,8 @@ def _address(tensor: Tensor | None) -> int:
 
 def _dense(x: Tensor) -> tuple[Tensor, bool]:
     """`x` in a dense layout, and whether that is channels last."""
+    import torch
+
     if x.is_contiguous():
         return x, False
     if x.is_contiguous(memory_format=torch.channels_last):
@@ -88,6 +104,8 @@ def _dense(x: Tensor) -> tuple[Tensor, bool]:
 
 
 def _like(x: Tensor, channels_last: bool) -> Tensor:
+    import torch
+
     return x.contiguous(
         memory_format=torch.channels_last if channels_last else torch.contiguous_format
     )
@@ -95,10 +113,12 @@ def _like(x: Tensor, channels_last: bool) -> Tensor:
 
 def gram_matrix(x: Tensor, deterministic: bool = False) -> Tensor:
     """(N, C, H, W) to float32 (N, C, C); always deterministic, the argument changes nothing."""
+    import torch
+
     x, channels_last = _dense(x)
     n, c, height, width = x.shape
     native, limits = _native(), _limits(x.device)
-    what = (n, c, height * width, channels_last, _CODES[x.dtype], *limits)
+    what = (n, c, height * width, channels_last, _code(x.dtype), *limits)
     with _on(x.device):
         out = torch.empty((n, c, c), dtype=torch.float32, device=x.device)
         floats = native.gram_matrix_workspace(*what)
@@ -150,6 +170,8 @@ class PackedCuda:
 
 def pack_conv(spec: ConvSpec, device: str | None = None) -> PackedCuda:
     """Packs for `device`, by default the current one."""
+    import torch
+
     arrays = pack(spec)
     to = torch.device("cuda", torch.cuda.current_device()) if device is None else device
     statistics = spec.gamma is not None
@@ -196,11 +218,16 @@ def _run(
     residual: Tensor | None,
     statistics: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    import torch
+
     x, channels_last = _dense(x)
     n, _, height, width = x.shape
     device = x.device
     limits = _limits(device)
-    rows, columns, floats, *_ = handle.native.plan(n, height, width, *limits, handle.tile)
+    try:
+        rows, columns, floats, *_ = handle.native.plan(n, height, width, *limits, handle.tile)
+    except ValueError as error:  # too large for the card's shared memory or for one launch
+        raise ImplUnavailable(str(error)) from None
     if load_residual is not None:
         load_residual = _like(load_residual.expand_as(x), channels_last)
     if residual is not None:
@@ -238,6 +265,8 @@ def _run(
 
 
 def _empty(shape: tuple[int, ...], like: Tensor, channels_last: bool) -> Tensor:
+    import torch
+
     return torch.empty(
         shape,
         dtype=like.dtype,
@@ -247,4 +276,6 @@ def _empty(shape: tuple[int, ...], like: Tensor, channels_last: bool) -> Tensor:
 
 
 def _workspace(floats: int, device: torch.device) -> Tensor | None:
+    import torch
+
     return torch.empty(floats, dtype=torch.float32, device=device) if floats else None

@@ -47,8 +47,8 @@ def pack(spec: ConvSpec) -> PackedArrays:
     kernels = _phases(weight, spec.padding) if phases == 2 else weight[None]
     _, _, _, height, width = kernels.shape
     depth = _ROW_BYTES // (4 if spec.dtype == "float32" else 2)
-    row_mode = (
-        inputs <= _ROW_MODE_CHANNELS and -(-width * inputs // depth) < width * -(-inputs // depth)
+    row_mode = inputs <= _ROW_MODE_CHANNELS and -(-width * inputs // depth) < width * -(
+        -inputs // depth
     )
     if row_mode:  # (phase, output, kernel row, kx * inputs + c)
         runs = kernels.transpose(0, 1, 3, 4, 2).reshape(len(kernels), outputs, height, -1)

@@ -170,8 +170,8 @@ void touch(int64_t offset, int bytes, bool write, int thread) {
       g.writer = static_cast<int16_t>(thread);
     } else {
       if (g.write_epoch < 0) fail("read of what was never written" + at());
-      g.reader = static_cast<int16_t>(
-          g.read_epoch == m.epoch && g.reader != thread ? kSeveral : thread);
+      g.reader =
+          static_cast<int16_t>(g.read_epoch == m.epoch && g.reader != thread ? kSeveral : thread);
       g.read_epoch = m.epoch;
     }
   }
@@ -194,7 +194,8 @@ void collective(const char* what, const Lane& lane, Work work) {
   const int index = m.current->index;
   Warp& warp = m.warps[index / kWarp];
   if (warp.arrived == 0) warp.what = what;
-  if (warp.what != what) fail(std::string("a warp executes ") + warp.what + " and " + what + " at once");
+  if (warp.what != what)
+    fail(std::string("a warp executes ") + warp.what + " and " + what + " at once");
   warp.lanes[index % kWarp] = lane;
   if (++warp.arrived < kWarp) return wait_as(kInWarp);
   work(warp);
@@ -387,7 +388,9 @@ void cp_async_wait(int pending) {
 }
 
 void ldmatrix(uint32_t* r, int64_t offset, int matrices, bool transposed) {
-  const char* what = transposed ? "ldmatrix.x4.trans" : matrices == 4 ? "ldmatrix.x4" : "ldmatrix.x2";
+  const char* what = transposed      ? "ldmatrix.x4.trans"
+                     : matrices == 4 ? "ldmatrix.x4"
+                                     : "ldmatrix.x2";
   const int index = machine().current->index / kWarp;
   collective(what, {r, nullptr, nullptr, nullptr, offset}, [&](Warp& warp) {
     ++machine().counts.ldmatrix;

@@ -74,7 +74,7 @@ namespace gpu {
 struct half_t;
 struct bhalf_t;
 
-#define FASTGEN_LAUNCH(kernel, grid, block, shared, stream, ...)              \
+#define FASTGEN_LAUNCH(kernel, grid, block, shared, stream, ...)                        \
   ((void)(stream), ::fastgen::emulate::launch(__PRETTY_FUNCTION__, grid, block, shared, \
                                               [=] { kernel(__VA_ARGS__); }))
 

@@ -39,8 +39,7 @@ PYBIND11_MODULE(fastgen_cuda_emulated, m) {
   m.def("run_fragments", &run_fragments);
   m.def("source_index", &gpu::source_index);
   m.def("element", &gpu::element);
-  m.def("half_round_trip", [](uint16_t bits) {
-    return emulate::float_to_half(emulate::half_to_float(bits));
-  });
+  m.def("half_round_trip",
+        [](uint16_t bits) { return emulate::float_to_half(emulate::half_to_float(bits)); });
   m.def("float_to_half", &emulate::float_to_half);
 }
