@@ -15,12 +15,27 @@ constexpr int64_t kSlack = 256 + 32 * kBlock;  // floats that whole vectors may 
 int64_t element(int dtype) { return dtype == kFloat32 ? 4 : 2; }
 int64_t align16(int64_t floats) { return ceil_div(floats, 16) * 16; }
 
+uint32_t round_bf16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  if (x != x) return bits >> 16 | 0x40;
+  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
 }  // namespace
+
+float bf16_pair(float first, float second) {
+  const uint32_t bits = round_bf16(first) | round_bf16(second) << 16;
+  float pair;
+  std::memcpy(&pair, &bits, sizeof(pair));
+  return pair;
+}
 
 Conv::Conv(ConvSpec spec, const Kernels& isa) : spec_(std::move(spec)), isa_(&isa) {
   check();
-  winograd_ = winograd_size();
-  if (!winograd_) split_upsampling();
+  bf16_ = spec_.products == kBFloat16 && !spec_.small;
+  winograd_size();
+  if (!winograd_x_) split_upsampling();
   span();
   const int64_t out_blocks = blocks_of(spec_.outputs);
   if (spec_.small) {
@@ -31,7 +46,7 @@ Conv::Conv(ConvSpec spec, const Kernels& isa) : spec_(std::move(spec)), isa_(&is
   }
   bias_.resize(out_blocks * kBlock);
   std::copy(spec_.bias.begin(), spec_.bias.end(), bias_.data());
-  winograd_ ? winograd_weights() : pack_weights();
+  winograd_x_ ? winograd_weights() : pack_weights();
 }
 
 void Conv::check() {
@@ -116,7 +131,8 @@ void Conv::pack_weights() {
     for (int nb : groups_) {
       phase.group.push_back(total);
       const size_t lanes = spec_.small ? spec_.outputs : nb * kBlock;
-      total += ceil_div(size_t(p.kh) * p.kw * spec_.inputs * lanes, kBlock) * kBlock;
+      const size_t inputs = bf16_ ? ceil_div(spec_.inputs, 2) : spec_.inputs;
+      total += ceil_div(size_t(p.kh) * p.kw * inputs * lanes, kBlock) * kBlock;
     }
     phases_.push_back(std::move(phase));
   }
@@ -136,8 +152,13 @@ void Conv::pack_weights() {
       const int unit = spec_.small ? 1 : kBlock;
       for (int64_t i0 = 0; i0 < spec_.inputs; i0 += unit)
         for (int tap = 0; tap < taps; ++tap)
-          for (int64_t input = i0; input < std::min<int64_t>(i0 + unit, spec_.inputs); ++input)
-            for (int lane = 0; lane < lanes; ++lane) *to++ = weight(first + lane, input, tap);
+          for (int64_t input = i0, end = std::min<int64_t>(i0 + unit, spec_.inputs); input < end;
+               input += bf16_ ? 2 : 1)
+            for (int lane = 0; lane < lanes; ++lane) {
+              const float w = weight(first + lane, input, tap);
+              const float next = bf16_ && input + 1 < end ? weight(first + lane, input + 1, tap) : 0;
+              *to++ = bf16_ ? bf16_pair(w, next) : w;
+            }
       first += lanes;
     }
     std::vector<float>().swap(spec_.phases[i].weights);
@@ -154,11 +175,12 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
   const std::string& label = spec_.label;
   out->domain_rows = ceil_div(s.out.h, spec_.out_stride);
   out->domain_columns = ceil_div(s.out.w, spec_.out_stride);
-  winograd_ ? winograd_plan(s, threads, out) : direct_plan(s, threads, out);
-  const int64_t step_y = winograd_ ? winograd_ : 1;  // windows are whole Winograd tiles
+  winograd_x_ ? winograd_plan(s, threads, out) : direct_plan(s, threads, out);
+  // Windows are whole Winograd tiles.
+  const int64_t step_y = std::max(winograd_y_, 1), step_x = std::max(winograd_x_, 1);
   const int64_t rows = (ceil_div(out->domain_rows, step_y) * step_y - 1) * spec_.stride + span_y_;
   const int64_t columns =
-      (ceil_div(out->domain_columns, step_y) * step_y - 1) * spec_.stride + span_x_;
+      (ceil_div(out->domain_columns, step_x) * step_x - 1) * spec_.stride + span_x_;
   out->first_y = low_y_;
   out->first_x = low_x_;
   if (spec_.flat) {
@@ -248,8 +270,8 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
   m.channels = channels;
   m.pixel = channels * spec_.stride;
   m.out = buffer;
-  const float* panel =
-      pack.dst + (phase.dy - low_y_) * pack.dst_row + (phase.dx - low_x_) * channels;
+  const int64_t window = (phase.dy - low_y_) * pack.dst_row + (phase.dx - low_x_) * channels;
+  const auto micro = bf16_ ? isa_->micro_bf16 : isa_->micro;
 
   FinishArgs f = finish_args(c);
   f.tile = buffer;
@@ -269,9 +291,10 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
       const int64_t y = (t.row + r) * spec_.out_stride + phase.ry;
       for (int64_t piece = 0; piece < pieces; ++piece) {
         const int64_t x0 = columns * piece / pieces, x1 = columns * (piece + 1) / pieces;
-        m.panel = panel + r * spec_.stride * pack.dst_row + x0 * m.pixel;
+        m.panel = static_cast<char*>(pack.dst) +
+                  (window + r * spec_.stride * pack.dst_row + x0 * m.pixel) * factor_bytes();
         f.pixels = static_cast<int>(x1 - x0);
-        isa_->micro(m, f.pixels, nb);
+        micro(m, f.pixels, nb);
         finish_place(c, t, block, y, (t.column + x0) * spec_.out_stride + phase.rx, &f);
         isa_->finish(f);
         f.before += f.pixels;
@@ -313,7 +336,7 @@ void Conv::small_phase(const ConvCall& c, const Tile& t, const PackArgs& pack,
   FinishArgs place{};
   for (int64_t r = 0; r < t.rows; ++r) {
     finish_place(c, t, 0, t.row + r, t.column, &place);
-    s.panel = pack.dst + r * pack.dst_row;
+    s.panel = static_cast<float*>(pack.dst) + r * pack.dst_row;
     s.out = direct ? static_cast<float*>(place.out) : buffer;
     isa_->small(s);
     if (direct) continue;
@@ -346,9 +369,9 @@ PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool co
     a.src.row = 0;
   }
   const int64_t y0 = t.row * spec_.stride, x0 = t.column * spec_.stride;
-  const int64_t step = winograd_ ? winograd_ : 1;
-  a.rows = static_cast<int>((ceil_div(t.rows, step) * step - 1) * spec_.stride + span_y_);
-  a.cols = static_cast<int>((ceil_div(t.columns, step) * step - 1) * spec_.stride + span_x_);
+  const int64_t step_y = std::max(winograd_y_, 1), step_x = std::max(winograd_x_, 1);
+  a.rows = static_cast<int>((ceil_div(t.rows, step_y) * step_y - 1) * spec_.stride + span_y_);
+  a.cols = static_cast<int>((ceil_div(t.columns, step_x) * step_x - 1) * spec_.stride + span_x_);
   a.src_y = p.maps.src_y.data() + y0;
   a.src_x = p.maps.src_x.data() + x0;
   if (a.combine) {
@@ -357,6 +380,7 @@ PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool co
     a.res_x = p.maps.res_x.data() + x0;
   }
   a.format = format();
+  a.bf16 = bf16_ && !winograd_x_;
   a.dst = panel;
   if (a.format == kPanelPlanar) {
     a.dst_row = (ceil_div(a.cols, kBlock) + 1) * kBlock;
@@ -405,7 +429,7 @@ void Conv::tile(const ConvCall& c, int64_t item, int thread) const {
   float* panel = c.panels + thread * c.panel_stride;
   const PackArgs a = pack_args(c, t, panel, c.copy.data && chunk == 0);
   isa_->pack(a);
-  if (winograd_) return winograd_tile(c, t, a);
+  if (winograd_x_) return winograd_tile(c, t, a);
   if (spec_.small)
     return small_phase(c, t, a, panel + p.panel_floats - align16(4 * (p.tile_columns + 256)));
   int64_t done = 0;

@@ -10,6 +10,9 @@
 
 namespace fastgen {
 
+// Two numbers rounded to bfloat16 in the 32 bits of a float, the first in the lower half.
+float bf16_pair(float first, float second);
+
 // Sizes of one call.
 struct ConvShape {
   int64_t images = 1;
@@ -85,8 +88,10 @@ class Conv {
   int64_t phase_count(int64_t first, int64_t count, int64_t r, int64_t size) const;
   int format() const { return spec_.small ? kPanelPlanar : spec_.inputs <= 4 ? kPanel4 : kPanel16; }
 
+  int64_t factor_bytes() const { return bf16_ ? 2 : 4; }
+
   // winograd.cpp
-  int winograd_size() const;  // outputs of a tile's side, or 0: not worth it
+  void winograd_size();
   void winograd_weights();
   void winograd_plan(const ConvShape& shape, int threads, StepPlan* out) const;
   void winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack) const;
@@ -97,7 +102,9 @@ class Conv {
   std::vector<int> groups_;  // channel blocks of each output group
   Weights weights_, bias_;
   int low_y_ = 0, low_x_ = 0, span_y_ = 1, span_x_ = 1;
-  int winograd_ = 0;  // winograd_size()
+  bool bf16_ = false;  // products of bfloat16
+  // Outputs of a Winograd tile; 0: not worth it.
+  int winograd_y_ = 0, winograd_x_ = 0;
 };
 
 }  // namespace fastgen

@@ -129,3 +129,17 @@ template <class T>
 inline float load_one(const T* p) {
   return load_part(p, 1)[0];
 }
+
+// Factors of a product: float32, or rounded to bfloat16.
+inline void store_factor(float* p, vf v) { store(p, v); }
+inline void store_factor(bf16* p, vf v) {
+#if defined(__AVX512BF16__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(
+                                                         reinterpret_cast<__m512>(v))));
+#else
+  store_as(p, v);
+#endif
+}
+
+inline void store_one(float* p, float v) { *p = v; }
+inline void store_one(bf16* p, float v) { store_part(p, splat(v), 1); }

@@ -26,12 +26,17 @@ bool runs_here(const std::string& name) {
   if (name == "avx512")
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  // Not every compiler knows it as a name: leaf 7, subleaf 1, eax bit 5.
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (name == "avx512_bf16")
+    return runs_here("avx512") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
 #endif
   return false;
 }
 
 const Kernels* table(const std::string& name) {
 #ifdef FASTGEN_X86
+  if (name == "avx512_bf16") return kernels_avx512_bf16();
   if (name == "avx512") return kernels_avx512();
   if (name == "avx2") return kernels_avx2();
 #endif
@@ -42,8 +47,8 @@ const Kernels* table(const std::string& name) {
 
 std::vector<std::string> isa_available() {
   std::vector<std::string> names;
-  for (const char* name : {"avx512", "avx2", "scalar"})
-    if (table(name) && runs_here(name)) names.push_back(name);
+  for (const char* name : {"avx512_bf16", "avx512", "avx2", "scalar"})
+    if (runs_here(name) && table(name)) names.push_back(name);
   return names;
 }
 

@@ -19,6 +19,7 @@ namespace {
 #include "finish.inl"
 #include "image.inl"
 #include "micro.inl"
+#include "micro_bf16.inl"
 #include "pack.inl"
 #include "winograd.inl"
 }  // namespace
@@ -30,6 +31,7 @@ const Kernels* kernels_avx2() {
                                     FASTGEN_SMALL3 * VL,
                                     pack,
                                     micro,
+                                    micro_bf16,
                                     finish,
                                     small,
                                     rows,

@@ -21,6 +21,7 @@ namespace {
 #include "finish.inl"
 #include "image.inl"
 #include "micro.inl"
+#include "micro_bf16.inl"
 #include "pack.inl"
 #include "winograd.inl"
 }  // namespace
@@ -32,6 +33,7 @@ const Kernels* kernels_scalar() {
                                     FASTGEN_SMALL3 * VL,
                                     pack,
                                     micro,
+                                    micro_bf16,
                                     finish,
                                     small,
                                     rows,
