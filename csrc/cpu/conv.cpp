@@ -13,6 +13,13 @@ constexpr int64_t kMaxWeights = int64_t{1} << 32;
 constexpr int64_t kSlack = 256 + 32 * kBlock;  // floats that whole vectors may reach too far
 
 int64_t element(int dtype) { return dtype == kFloat32 ? 4 : 2; }
+// Even positions first, then the odd ones.
+void split_parities(std::vector<int32_t>* map) {
+  std::vector<int32_t> odd;
+  for (size_t i = 1; i < map->size(); i += 2) odd.push_back((*map)[i]);
+  for (size_t i = 0; i < odd.size(); ++i) (*map)[i] = (*map)[2 * i];
+  std::copy(odd.begin(), odd.end(), map->begin() + odd.size());
+}
 int64_t align16(int64_t floats) { return ceil_div(floats, 16) * 16; }
 
 uint32_t round_bf16(float x) {
@@ -34,8 +41,8 @@ float bf16_pair(float first, float second) {
 Conv::Conv(ConvSpec spec, const Kernels& isa) : spec_(std::move(spec)), isa_(&isa) {
   check();
   bf16_ = spec_.products == kBFloat16 && !spec_.small;
+  split_upsampling();
   winograd_size();
-  if (!winograd_x_) split_upsampling();
   span();
   const int64_t out_blocks = blocks_of(spec_.outputs);
   if (spec_.small) {
@@ -46,7 +53,7 @@ Conv::Conv(ConvSpec spec, const Kernels& isa) : spec_(std::move(spec)), isa_(&is
   }
   bias_.resize(out_blocks * kBlock);
   std::copy(spec_.bias.begin(), spec_.bias.end(), bias_.data());
-  winograd_x_ ? winograd_weights() : pack_weights();
+  winograd_ ? winograd_weights() : pack_weights();
 }
 
 void Conv::check() {
@@ -175,12 +182,10 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
   const std::string& label = spec_.label;
   out->domain_rows = ceil_div(s.out.h, spec_.out_stride);
   out->domain_columns = ceil_div(s.out.w, spec_.out_stride);
-  winograd_x_ ? winograd_plan(s, threads, out) : direct_plan(s, threads, out);
-  // Windows are whole Winograd tiles.
-  const int64_t step_y = std::max(winograd_y_, 1), step_x = std::max(winograd_x_, 1);
-  const int64_t rows = (ceil_div(out->domain_rows, step_y) * step_y - 1) * spec_.stride + span_y_;
-  const int64_t columns =
-      (ceil_div(out->domain_columns, step_x) * step_x - 1) * spec_.stride + span_x_;
+  winograd_ ? winograd_plan(s, threads, out) : direct_plan(s, threads, out);
+  const int64_t parities = winograd_ ? spec_.stride : 1;
+  const int64_t rows = window(out->domain_rows, span_y_, winograd_rows_) * parities;
+  const int64_t columns = window(out->domain_columns, span_x_, winograd_) * parities;
   out->first_y = low_y_;
   out->first_x = low_x_;
   if (spec_.flat) {
@@ -190,6 +195,9 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
   } else {
     fill_maps(s.in, s.residual, spec_.source, low_y_, rows, low_x_, columns, spec_.pad_mode,
               &out->maps);
+    if (parities == 2)
+      for (auto* map : {&out->maps.src_y, &out->maps.src_x, &out->maps.res_y, &out->maps.res_x})
+        split_parities(map);
   }
   if (spec_.source.store >= 0)
     require(spec_.out_stride == 1 && format() == kPanel16 && span_y_ >= spec_.stride &&
@@ -368,10 +376,9 @@ PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool co
     a.src.pixel = c.in.image;
     a.src.row = 0;
   }
-  const int64_t y0 = t.row * spec_.stride, x0 = t.column * spec_.stride;
-  const int64_t step_y = std::max(winograd_y_, 1), step_x = std::max(winograd_x_, 1);
-  a.rows = static_cast<int>((ceil_div(t.rows, step_y) * step_y - 1) * spec_.stride + span_y_);
-  a.cols = static_cast<int>((ceil_div(t.columns, step_x) * step_x - 1) * spec_.stride + span_x_);
+  const int64_t step = winograd_ ? 1 : spec_.stride, y0 = t.row * step, x0 = t.column * step;
+  a.rows = static_cast<int>(window(t.rows, span_y_, winograd_rows_));
+  a.cols = static_cast<int>(window(t.columns, span_x_, winograd_));
   a.src_y = p.maps.src_y.data() + y0;
   a.src_x = p.maps.src_x.data() + x0;
   if (a.combine) {
@@ -380,7 +387,7 @@ PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool co
     a.res_x = p.maps.res_x.data() + x0;
   }
   a.format = format();
-  a.bf16 = bf16_ && !winograd_x_;
+  a.bf16 = bf16_ && !winograd_;
   a.dst = panel;
   if (a.format == kPanelPlanar) {
     a.dst_row = (ceil_div(a.cols, kBlock) + 1) * kBlock;
@@ -429,11 +436,24 @@ void Conv::tile(const ConvCall& c, int64_t item, int thread) const {
   float* panel = c.panels + thread * c.panel_stride;
   const PackArgs a = pack_args(c, t, panel, c.copy.data && chunk == 0);
   isa_->pack(a);
-  if (winograd_x_) return winograd_tile(c, t, a);
+  if (winograd_) {
+    for (int parity = 1; parity < spec_.stride * spec_.stride; ++parity) pack_parity(p, a, parity);
+    return winograd_tile(c, t, a);
+  }
   if (spec_.small)
     return small_phase(c, t, a, panel + p.panel_floats - align16(4 * (p.tile_columns + 256)));
   int64_t done = 0;
   for (const Phase& phase : phases_) blocked_phase(c, phase, t, a, &done);
+}
+
+void Conv::pack_parity(const StepPlan& p, PackArgs a, int parity) const {
+  const int64_t down = parity / 2 * (p.maps.src_y.size() / 2);
+  const int64_t across = parity % 2 * (p.maps.src_x.size() / 2);
+  a.src_y += down;
+  a.src_x += across;
+  if (a.combine) a.res_y += down, a.res_x += across;
+  a.dst = static_cast<float*>(a.dst) + parity * blocks_of(spec_.inputs) * a.dst_block;
+  isa_->pack(a);
 }
 
 void Conv::run(const ConvCall& c) const {

@@ -74,6 +74,7 @@ class Conv {
   void direct_plan(const ConvShape& shape, int threads, StepPlan* out) const;
   void tile(const ConvCall& c, int64_t item, int thread) const;
   PackArgs pack_args(const ConvCall& c, const Tile& t, float* panel, bool copying) const;
+  void pack_parity(const StepPlan& p, PackArgs a, int parity) const;
   FinishArgs finish_args(const ConvCall& c) const;
   // Points the arguments at output (y, x) and channel block `block`.
   void finish_place(const ConvCall& c, const Tile& t, int64_t block, int64_t y, int64_t x,
@@ -91,10 +92,23 @@ class Conv {
   int64_t factor_bytes() const { return bf16_ ? 2 : 4; }
 
   // winograd.cpp
+  struct Scratch {
+    int64_t panel, v, m, rows;
+    int64_t total() const { return panel + v + m + rows; }
+  };
   void winograd_size();
+  int winograd_points() const { return winograd_rows_ + 6 - winograd_; }  // down; across there are 6
+  int winograd_inputs() const { return spec_.inputs * spec_.stride * spec_.stride; }
   void winograd_weights();
+  Scratch winograd_scratch(const StepPlan& plan) const;
   void winograd_plan(const ConvShape& shape, int threads, StepPlan* out) const;
   void winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack) const;
+  // Rows (or columns) of the window of `count` outputs. Winograd tiles are whole, and with a stride
+  // of 2 the window is one of the input's four parities.
+  int64_t window(int64_t count, int64_t span, int tile) const {
+    if (!winograd_) return (count - 1) * spec_.stride + span;
+    return ceil_div(count, tile) * tile - 1 + ceil_div(span, spec_.stride);
+  }
 
   ConvSpec spec_;
   const Kernels* isa_;
@@ -103,8 +117,7 @@ class Conv {
   Weights weights_, bias_;
   int low_y_ = 0, low_x_ = 0, span_y_ = 1, span_x_ = 1;
   bool bf16_ = false;  // products of bfloat16
-  // Outputs of a Winograd tile; 0: not worth it.
-  int winograd_y_ = 0, winograd_x_ = 0;
+  int winograd_ = 0, winograd_rows_ = 0;  // outputs of a Winograd tile, or 0: not worth it
 };
 
 }  // namespace fastgen

@@ -74,9 +74,10 @@ void winograd_input(const WinogradInput& a) {
 // y = A^T x: y[k] = sum of point^k * x, infinity in the last one.
 template <int M>
 inline void winograd_values(const vf (&x)[4], vf (&y)[M]) {
-  static_assert(M == 2, "a 3x3 kernel");
   y[0] = x[0] + x[1] + x[2];
-  y[1] = x[1] - x[2] + x[3];
+  y[1] = x[1] - x[2];
+  if constexpr (M > 2) y[2] = x[1] + x[2];
+  y[M - 1] += x[3];
 }
 
 template <int M>
@@ -130,6 +131,6 @@ void winograd_output(const WinogradOutput& a) {
     case 4:
       return a.m_y == 2 ? winograd_output_of<4, 2, 4>(a) : winograd_output_of<6, 4, 4>(a);
     default:
-      return winograd_output_of<6, 5, 5>(a);
+      return a.m_y == 3 ? winograd_output_of<4, 3, 5>(a) : winograd_output_of<6, 5, 5>(a);
   }
 }
