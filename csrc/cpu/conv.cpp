@@ -22,21 +22,7 @@ void split_parities(std::vector<int32_t>* map) {
 }
 int64_t align16(int64_t floats) { return ceil_div(floats, 16) * 16; }
 
-uint32_t round_bf16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  if (x != x) return bits >> 16 | 0x40;
-  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-
 }  // namespace
-
-float bf16_pair(float first, float second) {
-  const uint32_t bits = round_bf16(first) | round_bf16(second) << 16;
-  float pair;
-  std::memcpy(&pair, &bits, sizeof(pair));
-  return pair;
-}
 
 Conv::Conv(ConvSpec spec, const Kernels& isa) : spec_(std::move(spec)), isa_(&isa) {
   check();
@@ -53,7 +39,7 @@ Conv::Conv(ConvSpec spec, const Kernels& isa) : spec_(std::move(spec)), isa_(&is
   }
   bias_.resize(out_blocks * kBlock);
   std::copy(spec_.bias.begin(), spec_.bias.end(), bias_.data());
-  winograd_ ? winograd_weights() : pack_weights();
+  winograd_ ? winograd_weights() : bf16_ ? pack_pairs() : pack_weights();
 }
 
 void Conv::check() {
@@ -138,8 +124,7 @@ void Conv::pack_weights() {
     for (int nb : groups_) {
       phase.group.push_back(total);
       const size_t lanes = spec_.small ? spec_.outputs : nb * kBlock;
-      const size_t inputs = bf16_ ? ceil_div(spec_.inputs, 2) : spec_.inputs;
-      total += ceil_div(size_t(p.kh) * p.kw * inputs * lanes, kBlock) * kBlock;
+      total += ceil_div(size_t(p.kh) * p.kw * spec_.inputs * lanes, kBlock) * kBlock;
     }
     phases_.push_back(std::move(phase));
   }
@@ -159,13 +144,8 @@ void Conv::pack_weights() {
       const int unit = spec_.small ? 1 : kBlock;
       for (int64_t i0 = 0; i0 < spec_.inputs; i0 += unit)
         for (int tap = 0; tap < taps; ++tap)
-          for (int64_t input = i0, end = std::min<int64_t>(i0 + unit, spec_.inputs); input < end;
-               input += bf16_ ? 2 : 1)
-            for (int lane = 0; lane < lanes; ++lane) {
-              const float w = weight(first + lane, input, tap);
-              const float next = bf16_ && input + 1 < end ? weight(first + lane, input + 1, tap) : 0;
-              *to++ = bf16_ ? bf16_pair(w, next) : w;
-            }
+          for (int64_t input = i0; input < std::min<int64_t>(i0 + unit, spec_.inputs); ++input)
+            for (int lane = 0; lane < lanes; ++lane) *to++ = weight(first + lane, input, tap);
       first += lanes;
     }
     std::vector<float>().swap(spec_.phases[i].weights);
@@ -270,13 +250,17 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
   MicroArgs m{};
   m.panel_block = pack.dst_block;
   m.panel_row = pack.dst_row;
-  const int channels = format() == kPanel4 ? 4 : kBlock;
+  const int channels = panel_pixel();
   m.blocks = static_cast<int>(ceil_div(spec_.inputs, channels));
   m.last = spec_.inputs - (m.blocks - 1) * channels;
   m.kh = phase.kh;
   m.kw = phase.kw;
   m.channels = channels;
-  m.pixel = channels * spec_.stride;
+  m.pixel = static_cast<int>(in_place(c) ? c.in.pixel : channels) * spec_.stride;
+  if (bf16_ && format() == kPanel4) {  // the taps of a row lie side by side
+    m.last = m.channels = phase.kw * channels;
+    m.kw = std::min(phase.kw, 1);
+  }
   m.out = buffer;
   const int64_t window = (phase.dy - low_y_) * pack.dst_row + (phase.dx - low_x_) * channels;
   const auto micro = bf16_ ? isa_->micro_bf16 : isa_->micro;
@@ -392,9 +376,15 @@ PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool co
   if (a.format == kPanelPlanar) {
     a.dst_row = (ceil_div(a.cols, kBlock) + 1) * kBlock;
   } else {
-    a.dst_row = int64_t{a.cols} * (a.format == kPanel4 ? 4 : kBlock);
+    a.dst_row = int64_t{a.cols} * panel_pixel();
   }
   a.dst_block = a.rows * a.dst_row;
+  if (in_place(c)) {
+    a.dst = const_cast<uint16_t*>(static_cast<const uint16_t*>(a.src.data) + y0 * a.src.row +
+                                  x0 * a.src.pixel);
+    a.dst_row = a.src.row;
+    a.dst_block = a.src.block;
+  }
   if (!copying) return a;
   a.store = static_cast<float*>(c.copy.data) + t.image * c.copy.image;
   a.store_block = c.copy.block;
@@ -435,7 +425,7 @@ void Conv::tile(const ConvCall& c, int64_t item, int thread) const {
   }
   float* panel = c.panels + thread * c.panel_stride;
   const PackArgs a = pack_args(c, t, panel, c.copy.data && chunk == 0);
-  isa_->pack(a);
+  if (!in_place(c)) isa_->pack(a);
   if (winograd_) {
     for (int parity = 1; parity < spec_.stride * spec_.stride; ++parity) pack_parity(p, a, parity);
     return winograd_tile(c, t, a);

@@ -89,7 +89,13 @@ class Conv {
   int64_t phase_count(int64_t first, int64_t count, int64_t r, int64_t size) const;
   int format() const { return spec_.small ? kPanelPlanar : spec_.inputs <= 4 ? kPanel4 : kPanel16; }
 
+  // conv_bf16.cpp
+  void pack_pairs();
+  bool in_place(const ConvCall& c) const;
   int64_t factor_bytes() const { return bf16_ ? 2 : 4; }
+  int panel_pixel() const {
+    return format() == kPanel16 ? kBlock : bf16_ ? spec_.inputs : 4;
+  }
 
   // winograd.cpp
   struct Scratch {

@@ -19,7 +19,7 @@ enum Combine : int { kCombineNone = 0, kCombineAdd = 1, kCombineMul = 2 };
 // Layout of a packed input panel.
 enum PanelFormat : int {
   kPanel16 = 0,     // [block][row][x][16]
-  kPanel4 = 1,      // [row][x][4], for at most 4 channels
+  kPanel4 = 1,      // [row][x][4], for at most 4 channels; bfloat16: [row][x][channels]
   kPanelPlanar = 2  // [channel][row][x]
 };
 
@@ -58,7 +58,8 @@ struct PackArgs {
 
 // One register tile: `pixels` neighbouring outputs of one row times up to two channel blocks. Panel
 // and weights are float32; those of micro_bf16 bfloat16, the weights in pairs of inputs:
-// [block of inputs][ky][kx][pair][nb*16][2]. An odd last input is paired with zeros in both.
+// [block of inputs][ky][kx][pair][nb*16][2]. An odd last input is paired with the one before it, whose
+// weight is zero there; only a single one with what follows it.
 struct MicroArgs {
   const void* panel;    // first pixel, first tap
   const void* weights;  // [block of inputs][ky][kx][input][nb*16]

@@ -37,11 +37,12 @@ void micro_bf16_tile(const MicroArgs& a) {
   const int32_t* w = static_cast<const int32_t*>(a.weights);
   for (int b = 0; b < a.blocks; ++b) {
     const int count = b + 1 == a.blocks ? a.last : a.channels;
+    const int most = count > 1 ? count - 2 : 0;
     for (int ky = 0; ky < a.kh; ++ky) {
       const bf16* row = static_cast<const bf16*>(a.panel) + b * a.panel_block + ky * a.panel_row;
       for (int kx = 0; kx < a.kw; ++kx, row += a.channels) {
-        const bf16* x = row;
-        for (const bf16* end = row + count; x < end; x += 2, w += NB * kBlock) {
+        for (int i = 0; i < count; i += 2, w += NB * kBlock) {
+          const bf16* x = row + (i < most ? i : most);
           vi weight[J];
 #pragma GCC unroll 8
           for (int j = 0; j < J; ++j) weight[j] = load_pairs(w + j * VL);
@@ -73,8 +74,8 @@ template <int NB, int MAX>
 inline MicroFn micro_bf16_stride(int pixels, int stride) {
   constexpr auto sequence = std::make_integer_sequence<int, MAX>();
   switch (stride) {
-    case 4:
-      return micro_bf16_pick<NB, 4>(pixels, sequence);
+    case 3:
+      return micro_bf16_pick<NB, 3>(pixels, sequence);
     case 16:
       return micro_bf16_pick<NB, 16>(pixels, sequence);
     case 32:

@@ -178,21 +178,23 @@ void pack16(const PackArgs& a) {
 
 template <class T, class D>
 void pack4(const PackArgs& a) {
+  const int pixel = a.bf16 ? a.channels : 4;
   for (int y = 0; y < a.rows; ++y) {
     D* dst = static_cast<D*>(a.dst) + y * a.dst_row;
     const bool plain = a.src.planar && !a.scale && !a.pre && !a.combine && !a.post;
-    if (zero_row(a, y) || a.channels % 2)
-      for (int x = 0; x < a.cols * 4; ++x) store_one(dst + x, 0.0f);
-    if (zero_row(a, y)) continue;
+    if (zero_row(a, y)) {
+      for (int x = 0; x < a.cols * pixel; ++x) store_one(dst + x, 0.0f);
+      continue;
+    }
     for (int c = 0; c < a.channels && plain; ++c) {
       const T* src = static_cast<const T*>(a.src.data) + c * a.src.block + a.src_y[y] * a.src.row;
       for (int x = 0; x < a.cols; ++x)
-        store_one(dst + x * 4 + c,
+        store_one(dst + x * pixel + c,
                   a.src_x[x] >= 0 ? load_one(src + a.src_x[x] * a.src.pixel) : 0.0f);
     }
     for (int x = 0; x < a.cols && !plain; ++x)
       for (int c = 0; c < a.channels; ++c)
-        store_one(dst + x * 4 + c,
+        store_one(dst + x * pixel + c,
                   a.src_x[x] >= 0 ? fetch1<T>(a, c, a.src_y[y], a.src_x[x],
                                               a.combine ? a.res_y[y] : 0, a.combine ? a.res_x[x] : 0)
                                   : 0.0f);

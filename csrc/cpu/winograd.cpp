@@ -36,6 +36,8 @@ void Conv::winograd_size() {
   if (spec_.stride == 2 &&
       (spec_.inputs % kBlock != 0 || spec_.source.store >= 0 || spec_.out_stride != 1))
     return;
+  // With a stride of 2 a 3x3 kernel is a 4x4 one with zeros.
+  if (bf16_ && spec_.stride == 2 && spec_.phases[0].kh == 3) return;
   for (const PhaseSpec& p : spec_.phases)
     if (p.kh != p.kw || ceil_div(p.kh, spec_.stride) != r) return;
   winograd_ = winograd_rows_ = 7 - r;
@@ -162,7 +164,8 @@ void Conv::winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack)
   float* rows = m + s.m;
   const int size = winograd_rows_, inputs = winograd_inputs();
   const int elements = winograd_points() * kColumns;
-  const int64_t words = bf16_ ? ceil_div(inputs, 2) : inputs;
+  const int step = bf16_ ? 2 : 1;  // inputs in 32 bits
+  const int64_t words = ceil_div(inputs, step);
   const auto micro = bf16_ ? isa_->micro_bf16 : isa_->micro;
   const int ty = static_cast<int>(ceil_div(t.rows, size));
   const int tx = static_cast<int>(ceil_div(t.columns, winograd_));
@@ -186,7 +189,7 @@ void Conv::winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack)
   a.bias = zeros;
   a.panel_block = int64_t{tiles} * kBlock;
   a.blocks = in.blocks;
-  a.last = inputs - (in.blocks - 1) * kBlock;
+  a.last = static_cast<int>(words - (in.blocks - 1) * kBlock / step) * step;
   a.kh = a.kw = 1;
   a.channels = a.pixel = kBlock;
   FinishArgs f = finish_args(c);
