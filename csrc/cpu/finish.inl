@@ -5,15 +5,19 @@
 // Statistics (Chan, Golub, LeVeque 1979): every tile gives its mean and its sum of squared
 // deviations, taken around the mean so far, and those are merged. Means are relative to the part's
 // first value. So neither a large mean nor an unusual first value costs accuracy.
-template <class T, bool WHOLE>
+enum FinishMode { kFinishCopy, kFinishLeaky, kFinishAny };
+
+template <class T, bool WHOLE, int MODE>
 void finish_lanes(const FinishArgs& a, int b, int j, int n) {
   const float* tile = a.tile + b * kBlock + j * VL;
   T* out = static_cast<T*>(a.out) + b * a.out_block + j * VL;
-  const T* res = static_cast<const T*>(a.residual);
-  if (res) res += b * a.res_block + j * VL;
+  const T* res = nullptr;
+  if (a.residual) res = static_cast<const T*>(a.residual) + b * a.res_block + j * VL;
   const int step = a.nb * kBlock;
   const auto value = [&](int p) {
     vf x = load(tile + p * step);
+    if (MODE == kFinishCopy) return x;
+    if (MODE == kFinishLeaky) return activate(x, kActLeaky, a.slope);
     if (res) x += load_some<WHOLE>(res + p * a.res_pixel, n);
     return activate(x, a.act, a.slope);
   };
@@ -44,17 +48,23 @@ void finish_lanes(const FinishArgs& a, int b, int j, int n) {
   store(stats + 2 * kBlock, squares);
 }
 
-template <class T>
-void finish_blocked(const FinishArgs& a) {
+template <class T, int MODE>
+void finish_mode(const FinishArgs& a) {
   for (int b = 0; b * kBlock < a.channels; ++b)
     for (int j = 0; j < VPB; ++j) {
       const int left = a.channels - b * kBlock - j * VL;
       if (!a.exact || left >= VL) {
-        finish_lanes<T, true>(a, b, j, VL);
+        finish_lanes<T, true, MODE>(a, b, j, VL);
       } else if (left > 0) {
-        finish_lanes<T, false>(a, b, j, left);
+        finish_lanes<T, false, MODE>(a, b, j, left);
       }
     }
+}
+
+template <class T>
+void finish_blocked(const FinishArgs& a) {
+  if (a.residual || (a.act != kActNone && a.act != kActLeaky)) return finish_mode<T, kFinishAny>(a);
+  a.act == kActNone ? finish_mode<T, kFinishCopy>(a) : finish_mode<T, kFinishLeaky>(a);
 }
 
 // Channel rows: residual into the tile, the rest in place, then turned VL x VL at a time.

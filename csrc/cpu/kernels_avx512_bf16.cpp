@@ -14,6 +14,7 @@
 
 namespace fastgen {
 namespace {
+#include "finish.inl"
 #include "micro_bf16.inl"
 #include "pack.inl"
 #include "winograd.inl"
@@ -25,6 +26,8 @@ const Kernels* kernels_avx512_bf16() {
     k.name = "avx512_bf16";
     k.micro_bf16 = micro_bf16;
     k.pack = pack;
+    k.finish = finish;
+    k.rows = rows;
     k.winograd_input = winograd_input;
     k.winograd_output = winograd_output;
     return k;

@@ -78,6 +78,8 @@ inline MicroFn micro_bf16_stride(int pixels, int stride) {
       return micro_bf16_pick<NB, 3>(pixels, sequence);
     case 16:
       return micro_bf16_pick<NB, 16>(pixels, sequence);
+    case 256:
+      return micro_bf16_pick<NB, 256>(pixels, sequence);
     case 32:
       return micro_bf16_pick<NB, 32>(pixels, sequence);
     default:

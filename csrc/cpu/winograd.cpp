@@ -107,8 +107,12 @@ void Conv::winograd_weights() {
 
 namespace {
 
-// From one element of transformed tiles to the next; the odd line keeps them apart in the cache.
-int64_t element_stride(int64_t values) { return ceil_div(values, kBlock) * kBlock + 2 * kBlock; }
+// From one element of transformed tiles to the next: an odd number of cache lines, so that the
+// elements of one tile are in different sets of the cache.
+int64_t element_stride(int64_t values, int64_t bytes) {
+  const int64_t line = 64 / bytes;
+  return (ceil_div(values, line) | 1) * line;
+}
 
 }  // namespace
 
@@ -120,8 +124,8 @@ Conv::Scratch Conv::winograd_scratch(const StepPlan& p) const {
   Scratch s{};
   s.panel = window(p.tile_rows, span_y_, winograd_rows_) *
             window(p.tile_columns, span_x_, winograd_) * blocks * kBlock;
-  s.v = elements * element_stride(ty * tx * blocks * kBlock) / (bf16_ ? 2 : 1);
-  s.m = elements * element_stride(ty * tx * 2 * kBlock);
+  s.v = elements * element_stride(ty * tx * blocks * kBlock, factor_bytes()) * factor_bytes() / 4;
+  s.m = elements * element_stride(ty * tx * 2 * kBlock, 4);
   s.rows = winograd_rows_ * tx * winograd_ * 2 * kBlock;
   return s;
 }
@@ -182,7 +186,7 @@ void Conv::winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack)
   in.n_y = winograd_points();
   in.bf16 = bf16_;
   in.out = v;
-  in.out_element = element_stride(int64_t{in.blocks} * tiles * kBlock);
+  in.out_element = element_stride(int64_t{in.blocks} * tiles * kBlock, factor_bytes());
 
   static const float zeros[2 * kBlock] = {};
   MicroArgs a{};
@@ -210,7 +214,7 @@ void Conv::winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack)
       if (g < t.first_group) continue;
       const int nb = groups_[g], lanes = nb * kBlock;
       const int pieces = static_cast<int>(ceil_div(tiles, isa_->pixels[nb]));
-      o.in_element = element_stride(int64_t{tiles} * lanes);
+      o.in_element = element_stride(int64_t{tiles} * lanes, 4);
       for (int e = 0; e < elements; ++e) {
         a.weights = weights_.data() + phase.group[g] + e * words * lanes;
         for (int piece = 0; piece < pieces; ++piece) {
