@@ -15,14 +15,30 @@ inline vi splat_pair(const bf16* p) {
 // acc + both products of the pairs.
 inline vf dot(vf acc, vi x, vi w) {
 #if defined(__AVX512BF16__)
-  return reinterpret_cast<vf>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(acc),
-                                               reinterpret_cast<__m512bh>(x),
-                                               reinterpret_cast<__m512bh>(w)));
+  return reinterpret_cast<vf>(_mm512_dpbf16_ps(
+      reinterpret_cast<__m512>(acc), reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w)));
 #else
   acc += reinterpret_cast<vf>(x & ~0xffff) * reinterpret_cast<vf>(w & ~0xffff);
   return acc + reinterpret_cast<vf>(x << 16) * reinterpret_cast<vf>(w << 16);
 #endif
 }
+
+// Pixel p of a row with a stride known only at run time. Three multiples of the stride reach seven
+// pixels with the address arithmetic of a load; more would not stay in registers.
+struct Pixels {
+  int64_t one, three, five, seven;  // bytes
+
+  explicit Pixels(int64_t stride)
+      : one(2 * stride), three(6 * stride), five(10 * stride), seven(14 * stride) {
+    __asm__("" : "+r"(one), "+r"(three), "+r"(five), "+r"(seven));
+  }
+  const bf16* at(const bf16* x, int p) const {
+    const char* base = reinterpret_cast<const char*>(x);
+    for (; p >= 7; p -= 7) base += seven;
+    const int64_t offset = p == 3 ? three : p == 5 ? five : p == 6 ? three * 2 : one * p;
+    return reinterpret_cast<const bf16*>(base + offset);
+  }
+};
 
 // As micro_tile: P pixels x NB channel blocks stay in registers over all inputs and taps.
 template <int P, int NB, int PS>
@@ -33,7 +49,7 @@ void micro_bf16_tile(const MicroArgs& a) {
   for (int p = 0; p < P; ++p)
 #pragma GCC unroll 8
     for (int j = 0; j < J; ++j) acc[p][j] = load(a.bias + j * VL);
-  const int ps = PS ? PS : a.pixel;
+  const Pixels pixels(a.pixel);
   const int32_t* w = static_cast<const int32_t*>(a.weights);
   for (int b = 0; b < a.blocks; ++b) {
     const int count = b + 1 == a.blocks ? a.last : a.channels;
@@ -48,7 +64,7 @@ void micro_bf16_tile(const MicroArgs& a) {
           for (int j = 0; j < J; ++j) weight[j] = load_pairs(w + j * VL);
 #pragma GCC unroll 32
           for (int p = 0; p < P; ++p) {
-            const vi value = splat_pair(x + p * ps);
+            const vi value = splat_pair(PS ? x + p * PS : pixels.at(x, p));
 #pragma GCC unroll 8
             for (int j = 0; j < J; ++j) acc[p][j] = dot(acc[p][j], value, weight[j]);
           }
@@ -78,8 +94,6 @@ inline MicroFn micro_bf16_stride(int pixels, int stride) {
       return micro_bf16_pick<NB, 3>(pixels, sequence);
     case 16:
       return micro_bf16_pick<NB, 16>(pixels, sequence);
-    case 256:
-      return micro_bf16_pick<NB, 256>(pixels, sequence);
     case 32:
       return micro_bf16_pick<NB, 32>(pixels, sequence);
     default:
