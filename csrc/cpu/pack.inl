@@ -93,28 +93,55 @@ inline void fetch_tile(const PackArgs& a, const View& v, int c0, int y, const in
   const int here = a.channels - c0 < VL ? a.channels - c0 : VL;
   const int64_t channel = v.planar ? c0 * v.block : (c0 / kBlock) * v.block + c0 % kBlock;
   const T* p = static_cast<const T*>(v.data) + channel + y * v.row;
-  if (!v.planar) {
-    const bool whole = !a.exact || here == VL;
-#pragma GCC unroll 16
-    for (int i = 0; i < VL; ++i) {
-      r[i] = vf{};
-      if (i < n && xs[i] >= 0)
-        r[i] = whole ? load_as(p + xs[i] * v.pixel) : load_part(p + xs[i] * v.pixel, here);
-    }
-    return;
-  }
   // Indices move by at most one from column to column, so the ends tell whether this is a run.
-  if (n == VL && v.pixel == 1 && xs[0] >= 0 && xs[VL - 1] - xs[0] == VL - 1) {
+  if (v.planar && n == VL && v.pixel == 1 && xs[0] >= 0 && xs[VL - 1] - xs[0] == VL - 1) {
 #pragma GCC unroll 16
     for (int c = 0; c < VL; ++c) r[c] = c < here ? load_as(p + c * v.block + xs[0]) : vf{};
     transpose(r);
     return;
   }
   for (int i = 0; i < VL; ++i) {
-    vf line{};
-    if (i < n && xs[i] >= 0)
-      for (int c = 0; c < here; ++c) line[c] = load_one(p + c * v.block + xs[i] * v.pixel);
-    r[i] = line;
+    r[i] = vf{};
+    if (i >= n || xs[i] < 0) continue;
+    if (!v.planar) {
+      r[i] = !a.exact || here == VL ? load_as(p + xs[i] * v.pixel)
+                                    : load_part(p + xs[i] * v.pixel, here);
+    } else {
+      for (int c = 0; c < here; ++c) r[i][c] = load_one(p + c * v.block + xs[i] * v.pixel);
+    }
+  }
+}
+
+// The loaded and transformed values of n columns from x, where one operand at least is planar.
+template <int MODE, class T>
+inline void load_mixed(const PackArgs& a, int c0, int y, int x, int n, vf scale, vf shift,
+                       vf (&r)[VL]) {
+  vf other[VL];
+  fetch_tile<T>(a, a.src, c0, a.src_y[y], a.src_x + x, n, r);
+  if (a.combine) fetch_tile<T>(a, a.res, c0, a.res_y[y], a.res_x + x, n, other);
+  if (MODE == kLoadCopy) return;
+  for (int i = 0; i < n; ++i)
+    if (a.src_x[x + i] >= 0)
+      r[i] = transform<MODE>(a, r[i], scale, shift, a.combine ? other[i] : vf{});
+}
+
+// The same where both are blocked and whole vectors may be read.
+template <int MODE, class T>
+inline void load_blocked(const PackArgs& a, int c0, int y, int x, int n, vf scale, vf shift,
+                         vf (&r)[VL]) {
+  const int64_t b = c0 / kBlock, lane = c0 % kBlock;
+  const T* src =
+      static_cast<const T*>(a.src.data) + b * a.src.block + a.src_y[y] * a.src.row + lane;
+  const T* res = nullptr;
+  if (a.combine)
+    res = static_cast<const T*>(a.res.data) + b * a.res.block + a.res_y[y] * a.res.row + lane;
+#pragma GCC unroll 16
+  for (int i = 0; i < VL; ++i) {
+    const int sx = i < n ? a.src_x[x + i] : -1;
+    r[i] = vf{};
+    if (sx >= 0)
+      r[i] = transform<MODE>(a, load_as(src + sx * a.src.pixel), scale, shift,
+                             res ? load_as(res + a.res_x[x + i] * a.res.pixel) : vf{});
   }
 }
 
@@ -122,22 +149,20 @@ inline void fetch_tile(const PackArgs& a, const View& v, int c0, int y, const in
 template <int MODE, class T, class D>
 void pack_row(const PackArgs& a, int y, int first, int last, D* dst) {
   const bool planar = a.format == kPanelPlanar;
+  const bool mixed = a.src.planar || (a.combine && a.res.planar);
   for (int c0 = first; c0 < last; c0 += VL) {
     vf scale{}, shift{};
     if (a.scale) scale = load(a.scale + c0), shift = load(a.shift + c0);
+    const bool whole = !a.exact || a.channels - c0 >= VL;
     for (int x = 0; x < a.cols; x += VL) {
       const int n = a.cols - x < VL ? a.cols - x : VL;
-      vf r[VL], other[VL];
+      vf r[VL];
       if (c0 >= a.channels) {  // of the last block
         for (int i = 0; i < VL; ++i) r[i] = vf{};
+      } else if (mixed || !whole) {
+        load_mixed<MODE, T>(a, c0, y, x, n, scale, shift, r);
       } else {
-        fetch_tile<T>(a, a.src, c0, a.src_y[y], a.src_x + x, n, r);
-        if (a.combine) fetch_tile<T>(a, a.res, c0, a.res_y[y], a.res_x + x, n, other);
-        if (MODE != kLoadCopy)
-          for (int i = 0; i < n; ++i) {
-            const vf res = a.combine ? other[i] : vf{};
-            if (a.src_x[x + i] >= 0) r[i] = transform<MODE>(a, r[i], scale, shift, res);
-          }
+        load_blocked<MODE, T>(a, c0, y, x, n, scale, shift, r);
       }
       if (!planar) {
         for (int i = 0; i < n; ++i) store_factor(dst + (x + i) * kBlock + c0 - first, r[i]);
