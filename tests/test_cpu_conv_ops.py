@@ -22,8 +22,9 @@ from fastgen.ops._spec import ConvSpec
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
 
-# Relative to the largest output: rounding of the result, of fp32 sums, of Winograd's transforms.
-BOUNDS = {torch.float32: 2e-5, torch.float16: 6e-4, torch.bfloat16: 4.5e-3}
+# Relative to the largest output: rounding of the result, of fp32 sums, of Winograd's transforms; of
+# bfloat16 also of both factors of every product (see test_cpu_bf16.py).
+BOUNDS = {torch.float32: 2e-5, torch.float16: 6e-4, torch.bfloat16: 1.6e-2}
 # n, inputs, height, width, outputs, kernel, stride, upsample, padding, mode
 CASES = [
     (2, 3, 19, 23, 32, 9, 1, 1, 4, "reflect"),

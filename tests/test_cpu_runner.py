@@ -57,7 +57,7 @@ def _expected(photo: np.ndarray, io: ImageIO) -> np.ndarray:
     return np.rint(y * 255) if photo.dtype == np.uint8 else y
 
 
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "avx512_bf16"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 @pytest.mark.parametrize(
     "io",

@@ -26,8 +26,9 @@ int64_t align16(int64_t floats) { return ceil_div(floats, 16) * 16; }
 
 Conv::Conv(ConvSpec spec, const Kernels& isa) : spec_(std::move(spec)), isa_(&isa) {
   check();
+  bf16_ = spec_.products == kBFloat16 && !spec_.small;
   split_upsampling();
-  winograd_ = winograd_size();
+  winograd_size();
   span();
   const int64_t out_blocks = blocks_of(spec_.outputs);
   if (spec_.small) {
@@ -38,7 +39,7 @@ Conv::Conv(ConvSpec spec, const Kernels& isa) : spec_(std::move(spec)), isa_(&is
   }
   bias_.resize(out_blocks * kBlock);
   std::copy(spec_.bias.begin(), spec_.bias.end(), bias_.data());
-  winograd_ ? winograd_weights() : pack_weights();
+  winograd_ ? winograd_weights() : bf16_ ? pack_pairs() : pack_weights();
 }
 
 void Conv::check() {
@@ -163,8 +164,8 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
   out->domain_columns = ceil_div(s.out.w, spec_.out_stride);
   winograd_ ? winograd_plan(s, threads, out) : direct_plan(s, threads, out);
   const int64_t parities = winograd_ ? spec_.stride : 1;
-  const int64_t rows = window(out->domain_rows, span_y_) * parities;
-  const int64_t columns = window(out->domain_columns, span_x_) * parities;
+  const int64_t rows = window(out->domain_rows, span_y_, winograd_rows_) * parities;
+  const int64_t columns = window(out->domain_columns, span_x_, winograd_) * parities;
   out->first_y = low_y_;
   out->first_x = low_x_;
   if (spec_.flat) {
@@ -249,16 +250,20 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
   MicroArgs m{};
   m.panel_block = pack.dst_block;
   m.panel_row = pack.dst_row;
-  const int channels = format() == kPanel4 ? 4 : kBlock;
+  const int channels = panel_pixel();
   m.blocks = static_cast<int>(ceil_div(spec_.inputs, channels));
   m.last = spec_.inputs - (m.blocks - 1) * channels;
   m.kh = phase.kh;
   m.kw = phase.kw;
   m.channels = channels;
-  m.pixel = channels * spec_.stride;
+  m.pixel = static_cast<int>(in_place(c) ? c.in.pixel : channels) * spec_.stride;
+  if (bf16_ && format() == kPanel4) {  // the taps of a row lie side by side
+    m.last = m.channels = phase.kw * channels;
+    m.kw = std::min(phase.kw, 1);
+  }
   m.out = buffer;
-  const float* panel =
-      pack.dst + (phase.dy - low_y_) * pack.dst_row + (phase.dx - low_x_) * channels;
+  const int64_t window = (phase.dy - low_y_) * pack.dst_row + (phase.dx - low_x_) * channels;
+  const auto micro = bf16_ ? isa_->micro_bf16 : isa_->micro;
 
   FinishArgs f = finish_args(c);
   f.tile = buffer;
@@ -278,9 +283,10 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
       const int64_t y = (t.row + r) * spec_.out_stride + phase.ry;
       for (int64_t piece = 0; piece < pieces; ++piece) {
         const int64_t x0 = columns * piece / pieces, x1 = columns * (piece + 1) / pieces;
-        m.panel = panel + r * spec_.stride * pack.dst_row + x0 * m.pixel;
+        m.panel = static_cast<char*>(pack.dst) +
+                  (window + r * spec_.stride * pack.dst_row + x0 * m.pixel) * factor_bytes();
         f.pixels = static_cast<int>(x1 - x0);
-        isa_->micro(m, f.pixels, nb);
+        micro(m, f.pixels, nb);
         finish_place(c, t, block, y, (t.column + x0) * spec_.out_stride + phase.rx, &f);
         isa_->finish(f);
         f.before += f.pixels;
@@ -322,7 +328,7 @@ void Conv::small_phase(const ConvCall& c, const Tile& t, const PackArgs& pack,
   FinishArgs place{};
   for (int64_t r = 0; r < t.rows; ++r) {
     finish_place(c, t, 0, t.row + r, t.column, &place);
-    s.panel = pack.dst + r * pack.dst_row;
+    s.panel = static_cast<float*>(pack.dst) + r * pack.dst_row;
     s.out = direct ? static_cast<float*>(place.out) : buffer;
     isa_->small(s);
     if (direct) continue;
@@ -355,8 +361,8 @@ PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool co
     a.src.row = 0;
   }
   const int64_t step = winograd_ ? 1 : spec_.stride, y0 = t.row * step, x0 = t.column * step;
-  a.rows = static_cast<int>(window(t.rows, span_y_));
-  a.cols = static_cast<int>(window(t.columns, span_x_));
+  a.rows = static_cast<int>(window(t.rows, span_y_, winograd_rows_));
+  a.cols = static_cast<int>(window(t.columns, span_x_, winograd_));
   a.src_y = p.maps.src_y.data() + y0;
   a.src_x = p.maps.src_x.data() + x0;
   if (a.combine) {
@@ -365,13 +371,20 @@ PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool co
     a.res_x = p.maps.res_x.data() + x0;
   }
   a.format = format();
+  a.bf16 = bf16_ && !winograd_;
   a.dst = panel;
   if (a.format == kPanelPlanar) {
     a.dst_row = (ceil_div(a.cols, kBlock) + 1) * kBlock;
   } else {
-    a.dst_row = int64_t{a.cols} * (a.format == kPanel4 ? 4 : kBlock);
+    a.dst_row = int64_t{a.cols} * panel_pixel();
   }
   a.dst_block = a.rows * a.dst_row;
+  if (in_place(c)) {
+    a.dst = const_cast<uint16_t*>(static_cast<const uint16_t*>(a.src.data) + y0 * a.src.row +
+                                  x0 * a.src.pixel);
+    a.dst_row = a.src.row;
+    a.dst_block = a.src.block;
+  }
   if (!copying) return a;
   a.store = static_cast<float*>(c.copy.data) + t.image * c.copy.image;
   a.store_block = c.copy.block;
@@ -412,7 +425,7 @@ void Conv::tile(const ConvCall& c, int64_t item, int thread) const {
   }
   float* panel = c.panels + thread * c.panel_stride;
   const PackArgs a = pack_args(c, t, panel, c.copy.data && chunk == 0);
-  isa_->pack(a);
+  if (!in_place(c)) isa_->pack(a);
   if (winograd_) {
     for (int parity = 1; parity < spec_.stride * spec_.stride; ++parity) pack_parity(p, a, parity);
     return winograd_tile(c, t, a);
@@ -429,7 +442,7 @@ void Conv::pack_parity(const StepPlan& p, PackArgs a, int parity) const {
   a.src_y += down;
   a.src_x += across;
   if (a.combine) a.res_y += down, a.res_x += across;
-  a.dst += parity * blocks_of(spec_.inputs) * a.dst_block;
+  a.dst = static_cast<float*>(a.dst) + parity * blocks_of(spec_.inputs) * a.dst_block;
   isa_->pack(a);
 }
 

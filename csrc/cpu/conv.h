@@ -10,6 +10,9 @@
 
 namespace fastgen {
 
+// Two numbers rounded to bfloat16 in the 32 bits of a float, the first in the lower half.
+float bf16_pair(float first, float second);
+
 // Sizes of one call.
 struct ConvShape {
   int64_t images = 1;
@@ -86,12 +89,21 @@ class Conv {
   int64_t phase_count(int64_t first, int64_t count, int64_t r, int64_t size) const;
   int format() const { return spec_.small ? kPanelPlanar : spec_.inputs <= 4 ? kPanel4 : kPanel16; }
 
+  // conv_bf16.cpp
+  void pack_pairs();
+  bool in_place(const ConvCall& c) const;
+  int64_t factor_bytes() const { return bf16_ ? 2 : 4; }
+  int panel_pixel() const {
+    return format() == kPanel16 ? kBlock : bf16_ ? spec_.inputs : 4;
+  }
+
   // winograd.cpp
   struct Scratch {
     int64_t panel, v, m, rows;
     int64_t total() const { return panel + v + m + rows; }
   };
-  int winograd_size() const;  // outputs of a tile's side, or 0: not worth it
+  void winograd_size();
+  int winograd_points() const { return winograd_rows_ + 6 - winograd_; }  // down; across there are 6
   int winograd_inputs() const { return spec_.inputs * spec_.stride * spec_.stride; }
   void winograd_weights();
   Scratch winograd_scratch(const StepPlan& plan) const;
@@ -99,9 +111,9 @@ class Conv {
   void winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack) const;
   // Rows (or columns) of the window of `count` outputs. Winograd tiles are whole, and with a stride
   // of 2 the window is one of the input's four parities.
-  int64_t window(int64_t count, int64_t span) const {
+  int64_t window(int64_t count, int64_t span, int tile) const {
     if (!winograd_) return (count - 1) * spec_.stride + span;
-    return ceil_div(count, winograd_) * winograd_ - 1 + ceil_div(span, spec_.stride);
+    return ceil_div(count, tile) * tile - 1 + ceil_div(span, spec_.stride);
   }
 
   ConvSpec spec_;
@@ -110,7 +122,8 @@ class Conv {
   std::vector<int> groups_;  // channel blocks of each output group
   Weights weights_, bias_;
   int low_y_ = 0, low_x_ = 0, span_y_ = 1, span_x_ = 1;
-  int winograd_ = 0;  // winograd_size()
+  bool bf16_ = false;  // products of bfloat16
+  int winograd_ = 0, winograd_rows_ = 0;  // outputs of a Winograd tile, or 0: not worth it
 };
 
 }  // namespace fastgen

@@ -47,6 +47,10 @@ ConvSpec conv_spec(const PackedConvSpec& s) {
   c.pad_mode = s.reflect ? 1 : 0;
   c.phases = {{s.kh, s.kw, -s.padding, -s.padding, 0, 0, s.weight}};
   c.bias = s.bias;
+  if (s.dtype == kBFloat16) {
+    c.products = kBFloat16;
+    c.fine = true;
+  }
   if (s.upsample == 2) c.source.views = {{ViewOp::kUpsample, 2, 0, 0, 0}};
   if (s.statistics) {
     c.norm = {0, s.eps, s.gamma, s.beta};

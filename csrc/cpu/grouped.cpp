@@ -67,14 +67,15 @@ class Grouped final : public Step {
         a.res_x = c.step->maps.res_x.data();
       }
       a.format = kPanel16;
-      a.dst = c.panel(thread);
+      float* const panel = c.panel(thread);
+      a.dst = panel;
       a.dst_row = int64_t{a.cols} * kBlock;
       a.dst_block = a.rows * a.dst_row;
       c.isa->pack(a);
       float* row = c.data(spec_.out) + n * out.image + y * out.row;
       for (int64_t b = 0; b < blocks_of(spec_.outputs); ++b) {
         if (per_in_ == 1 && per_out_ == 1) {
-          c.isa->depthwise(a.dst + b * a.dst_block, a.dst_row, spec_.stride * kBlock,
+          c.isa->depthwise(panel + b * a.dst_block, a.dst_row, spec_.stride * kBlock,
                            depthwise_.data() + b * p.kh * p.kw * kBlock, bias_.data() + b * kBlock,
                            p.kh, p.kw, static_cast<int>(out.shape.w), row + b * out.block);
         } else {
@@ -96,7 +97,8 @@ class Grouped final : public Step {
           for (int64_t i = 0; i < per_in_; ++i) {
             const int64_t input = o / per_out_ * per_in_ + i;
             const float* from =
-                a.dst + input / kBlock * a.dst_block + input % kBlock + x * spec_.stride * kBlock;
+                static_cast<const float*>(a.dst) + input / kBlock * a.dst_block +
+                input % kBlock + x * spec_.stride * kBlock;
             for (int ky = 0; ky < p.kh; ++ky)
               for (int kx = 0; kx < p.kw; ++kx) acc += *w++ * from[ky * a.dst_row + kx * kBlock];
           }

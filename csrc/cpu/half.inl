@@ -19,11 +19,15 @@ inline vf widen(vh h, const bf16*) {
 }
 
 inline vh narrow(vf x, const bf16*) {
+#if defined(__AVX512BF16__)  // subnormal numbers become zero
+  return reinterpret_cast<vh>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x)));
+#else
   const vu bits = reinterpret_cast<vu>(x);
   const vu rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const vu quiet = (bits >> 16) | 0x40;  // rounding could turn a NaN into infinity
   const vu nan = reinterpret_cast<vu>(x != x);
   return __builtin_convertvector((nan & quiet) | (~nan & rounded), vh);
+#endif
 }
 
 #if defined(__AVX512F__)
@@ -133,3 +137,10 @@ inline float load_one(const bf16* p) {
   return x;
 }
 inline float load_one(const f16* p) { return load_part(p, 1)[0]; }
+
+// Factors of a product: float32, or rounded to bfloat16.
+inline void store_factor(float* p, vf v) { store(p, v); }
+inline void store_factor(bf16* p, vf v) { store_as(p, v); }
+
+inline void store_one(float* p, float v) { *p = v; }
+inline void store_one(bf16* p, float v) { store_part(p, splat(v), 1); }

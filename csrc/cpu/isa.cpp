@@ -26,29 +26,40 @@ bool runs_here(const std::string& name) {
   if (name == "avx512")
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  // Not every compiler knows it as a name: leaf 7, subleaf 1, eax bit 5.
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (name == "avx512_bf16")
+    return runs_here("avx512") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
 #endif
   return false;
 }
 
 const Kernels* table(const std::string& name) {
 #ifdef FASTGEN_X86
+  if (name == "avx512_bf16") return kernels_avx512_bf16();
   if (name == "avx512") return kernels_avx512();
   if (name == "avx2") return kernels_avx2();
 #endif
   return name == "scalar" ? kernels_scalar() : nullptr;
 }
 
-}  // namespace
-
-std::vector<std::string> isa_available() {
-  std::vector<std::string> names;
-  for (const char* name : {"avx512", "avx2", "scalar"})
-    if (table(name) && runs_here(name)) names.push_back(name);
+// Asked once: cpuid takes microseconds in a virtual machine.
+const std::vector<std::string>& available() {
+  static const std::vector<std::string> names = [] {
+    std::vector<std::string> list;
+    for (const char* name : {"avx512_bf16", "avx512", "avx2", "scalar"})
+      if (runs_here(name) && table(name)) list.push_back(name);
+    return list;
+  }();
   return names;
 }
 
+}  // namespace
+
+std::vector<std::string> isa_available() { return available(); }
+
 const Kernels& isa_kernels(const std::string& name) {
-  const std::vector<std::string> names = isa_available();
+  const std::vector<std::string>& names = available();
   std::string wanted = name, from = "isa";
   if (wanted.empty()) {
     const char* env = std::getenv("FASTGEN_CPU_ISA");

@@ -19,7 +19,7 @@ enum Combine : int { kCombineNone = 0, kCombineAdd = 1, kCombineMul = 2 };
 // Layout of a packed input panel.
 enum PanelFormat : int {
   kPanel16 = 0,     // [block][row][x][16]
-  kPanel4 = 1,      // [row][x][4], for at most 4 channels
+  kPanel4 = 1,      // [row][x][4], for at most 4 channels; bfloat16: [row][x][channels]
   kPanelPlanar = 2  // [channel][row][x]
 };
 
@@ -45,9 +45,10 @@ struct PackArgs {
   int rows, cols;                // of the window
   const int32_t *src_y, *src_x;  // source row and column of every window position; -1: zero
   const int32_t *res_y, *res_x;  // the same for the residual
-  float* dst;
+  void* dst;                   // float, or bfloat16 with `bf16`
   int64_t dst_block, dst_row;  // kPanelPlanar: dst_block is the stride of a channel
   int format;
+  int bf16;  // not for kPanelPlanar
   // When `store` is not null the loaded values of window rows [y0, y1) and columns [x0, x1) are
   // also written to a blocked tensor with the source's row and column numbers (kPanel16 only).
   float* store;
@@ -55,17 +56,20 @@ struct PackArgs {
   int store_y0, store_y1, store_x0, store_x1;
 };
 
-// One register tile: `pixels` neighbouring outputs of one row times up to two channel blocks.
+// One register tile: `pixels` neighbouring outputs of one row times up to two channel blocks. Panel
+// and weights are float32; those of micro_bf16 bfloat16, the weights in pairs of inputs:
+// [block of inputs][ky][kx][pair][nb*16][2]. An odd last input is paired with the one before it, whose
+// weight is zero there; only a single one with what follows it.
 struct MicroArgs {
-  const float* panel;    // first pixel, first tap
-  const float* weights;  // [block of inputs][ky][kx][input][nb*16]
-  const float* bias;     // nb*16
-  float* out;            // [pixel][nb*16]
+  const void* panel;    // first pixel, first tap
+  const void* weights;  // [block of inputs][ky][kx][input][nb*16]
+  const float* bias;    // nb*16
+  float* out;           // [pixel][nb*16]
   int64_t panel_block, panel_row;
   int blocks, last;  // input blocks; channels in the last one
   int kh, kw;
   int channels;  // channels per panel pixel: 16 or 4
-  int pixel;     // panel floats between neighbouring outputs: channels*stride
+  int pixel;     // panel elements between neighbouring outputs: channels*stride
 };
 
 // Writes a tile of outputs: y = act(tile + residual), with statistics of y before it is rounded.
@@ -101,21 +105,23 @@ struct RowsArgs {
   float slope;
 };
 
-// Winograd transforms F(m x m, r x r) with m + r - 1 = 6 (see winograd.inl).
+// Winograd transforms F(m_y x m_x, r x r) with n_y = m_y + r - 1 = 6 or 4 and m_x + r - 1 = 6 (see
+// winograd.inl).
 struct WinogradInput {
   const float* panel;  // kPanel16 window
   int64_t panel_block, panel_row;
-  int blocks, tiles_y, tiles_x, m;
-  float* out;  // [36][block][tile][16]
+  int blocks, tiles_y, tiles_x, m_y, m_x, n_y;
+  int bf16;   // of out, else float
+  void* out;  // [n_y*6][block][tile][16]
   int64_t out_element;
 };
 
 struct WinogradOutput {
-  const float* in;  // [36][tile][nb*16], one row of tiles
+  const float* in;  // [n_y*6][tile][nb*16], one row of tiles
   int64_t in_element;
-  int nb, tiles, m;
+  int nb, tiles, m_y, m_x;
   const float* bias;
-  float* out;  // [m][tiles*m pixels][nb*16]
+  float* out;  // [m_y][tiles*m_x pixels][nb*16]
 };
 
 // Convolution with at most 4 output channels: vector lanes run over the pixels of one row.
@@ -198,6 +204,7 @@ struct Kernels {
   int small_pixels;  // pixels of one call of `small` that fill the registers
   void (*pack)(const PackArgs&);
   void (*micro)(const MicroArgs&, int pixels, int nb);
+  void (*micro_bf16)(const MicroArgs&, int pixels, int nb);
   void (*finish)(const FinishArgs&);
   void (*small)(const SmallArgs&);
   void (*rows)(const RowsArgs&);
@@ -221,6 +228,7 @@ const Kernels* kernels_scalar();
 #ifdef FASTGEN_X86
 const Kernels* kernels_avx2();
 const Kernels* kernels_avx512();
+const Kernels* kernels_avx512_bf16();
 #endif
 
 }  // namespace fastgen

@@ -28,6 +28,7 @@ namespace {
 #include "gram_matrix.inl"
 #include "image.inl"
 #include "micro.inl"
+#include "micro_bf16.inl"
 #include "move.inl"
 #include "pack.inl"
 #include "winograd.inl"
@@ -40,6 +41,7 @@ const Kernels* kernels_scalar() {
                                     FASTGEN_SMALL3 * VL,
                                     pack,
                                     micro,
+                                    micro_bf16,
                                     finish,
                                     small,
                                     rows,

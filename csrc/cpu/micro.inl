@@ -12,11 +12,12 @@ void micro_tile(const MicroArgs& a) {
 #pragma GCC unroll 8
     for (int j = 0; j < J; ++j) acc[p][j] = load(a.bias + j * VL);
   const int ps = PS ? PS : a.pixel;
-  const float* w = a.weights;
+  const float* w = static_cast<const float*>(a.weights);
   for (int b = 0; b < a.blocks; ++b) {
     const int count = b + 1 == a.blocks ? a.last : a.channels;
     for (int ky = 0; ky < a.kh; ++ky) {
-      const float* row = a.panel + b * a.panel_block + ky * a.panel_row;
+      const float* row =
+          static_cast<const float*>(a.panel) + b * a.panel_block + ky * a.panel_row;
       for (int kx = 0; kx < a.kw; ++kx, row += a.channels) {
         const float* x = row;
         for (const float* end = row + count; x != end; ++x, w += NB * kBlock) {

@@ -52,9 +52,9 @@ inline bool zero_row(const PackArgs& a, int y) {
 }
 
 // One row of a channel block into a kPanel16 row; both operands blocked.
-template <int MODE, class T, bool WHOLE>
+template <int MODE, class T, class D, bool WHOLE>
 void pack_lanes(const PackArgs& a, const T* src, const T* res, const int32_t* rx, int c0, int n,
-                float* dst) {
+                D* dst) {
   vf scale{}, shift{};
   if (a.scale) scale = load(a.scale + c0), shift = load(a.shift + c0);
   for (int x = 0; x < a.cols; ++x) {
@@ -64,12 +64,12 @@ void pack_lanes(const PackArgs& a, const T* src, const T* res, const int32_t* rx
       if (res) r = load_some<WHOLE>(res + rx[x] * a.res.pixel, n);
       v = transform<MODE>(a, load_some<WHOLE>(src + sx * a.src.pixel, n), scale, shift, r);
     }
-    store(dst + x * kBlock, v);
+    store_factor(dst + x * kBlock, v);
   }
 }
 
-template <int MODE, class T>
-void pack_row16(const PackArgs& a, int b, int y, float* dst) {
+template <int MODE, class T, class D>
+void pack_row16(const PackArgs& a, int b, int y, D* dst) {
   const T* src = static_cast<const T*>(a.src.data) + b * a.src.block + a.src_y[y] * a.src.row;
   const T* res = nullptr;
   if (a.combine) res = static_cast<const T*>(a.res.data) + b * a.res.block + a.res_y[y] * a.res.row;
@@ -77,11 +77,11 @@ void pack_row16(const PackArgs& a, int b, int y, float* dst) {
     const int c0 = b * kBlock + j, left = a.channels - c0;
     const T* other = res ? res + j : nullptr;
     if (!a.exact || left >= VL) {
-      pack_lanes<MODE, T, true>(a, src + j, other, a.res_x, c0, VL, dst + j);
+      pack_lanes<MODE, T, D, true>(a, src + j, other, a.res_x, c0, VL, dst + j);
     } else if (left > 0) {
-      pack_lanes<MODE, T, false>(a, src + j, other, a.res_x, c0, left, dst + j);
+      pack_lanes<MODE, T, D, false>(a, src + j, other, a.res_x, c0, left, dst + j);
     } else {
-      for (int x = 0; x < a.cols; ++x) store(dst + x * kBlock + j, vf{});
+      for (int x = 0; x < a.cols; ++x) store_factor(dst + x * kBlock + j, vf{});
     }
   }
 }
@@ -146,8 +146,8 @@ inline void load_blocked(const PackArgs& a, int c0, int y, int x, int n, vf scal
 }
 
 // Any layout of the operands and of the panel: VL pixels x VL channels at a time.
-template <int MODE, class T>
-void pack_row(const PackArgs& a, int y, int first, int last, float* dst) {
+template <int MODE, class T, class D>
+void pack_row(const PackArgs& a, int y, int first, int last, D* dst) {
   const bool planar = a.format == kPanelPlanar;
   const bool mixed = a.src.planar || (a.combine && a.res.planar);
   for (int c0 = first; c0 < last; c0 += VL) {
@@ -165,72 +165,73 @@ void pack_row(const PackArgs& a, int y, int first, int last, float* dst) {
         load_blocked<MODE, T>(a, c0, y, x, n, scale, shift, r);
       }
       if (!planar) {
-        for (int i = 0; i < n; ++i) store(dst + (x + i) * kBlock + c0 - first, r[i]);
+        for (int i = 0; i < n; ++i) store_factor(dst + (x + i) * kBlock + c0 - first, r[i]);
         continue;
       }
       transpose(r);
       for (int c = 0; c < VL && c0 + c < last; ++c) {
-        float* to = dst + (c0 + c) * a.dst_block + x;
-        n == VL ? store(to, r[c]) : store_part(to, r[c], n);
+        D* to = dst + (c0 + c) * a.dst_block + x;
+        n == VL ? store_factor(to, r[c]) : store_part(to, r[c], n);
       }
     }
   }
 }
 
-template <int MODE, class T>
+template <int MODE, class T, class D>
 void pack16(const PackArgs& a) {
   const int blocks = (a.channels + kBlock - 1) / kBlock;
   for (int b = 0; b < blocks; ++b)
     for (int y = 0; y < a.rows; ++y) {
-      float* dst = a.dst + b * a.dst_block + y * a.dst_row;
+      D* dst = static_cast<D*>(a.dst) + b * a.dst_block + y * a.dst_row;
       if (zero_row(a, y)) {
-        for (int x = 0; x < a.cols * kBlock; x += VL) store(dst + x, vf{});
+        for (int x = 0; x < a.cols * kBlock; x += VL) store_factor(dst + x, vf{});
         continue;
       }
       if (a.src.planar || (a.combine && a.res.planar)) {
-        pack_row<MODE, T>(a, y, b * kBlock, (b + 1) * kBlock, dst);
+        pack_row<MODE, T, D>(a, y, b * kBlock, (b + 1) * kBlock, dst);
       } else {
-        pack_row16<MODE, T>(a, b, y, dst);
+        pack_row16<MODE, T, D>(a, b, y, dst);
       }
       if (a.store && y >= a.store_y0 && y < a.store_y1) {
         float* out = a.store + b * a.store_block + a.src_y[y] * a.store_row;
         for (int x = a.store_x0; x < a.store_x1; ++x)
           for (int j = 0; j < kBlock; j += VL)
-            store(out + a.src_x[x] * kBlock + j, load(dst + x * kBlock + j));
+            store(out + a.src_x[x] * kBlock + j, load_as(dst + x * kBlock + j));
       }
     }
 }
 
-template <class T>
+template <class T, class D>
 void pack4(const PackArgs& a) {
+  const int pixel = a.bf16 ? a.channels : 4;
   for (int y = 0; y < a.rows; ++y) {
-    float* dst = a.dst + y * a.dst_row;
+    D* dst = static_cast<D*>(a.dst) + y * a.dst_row;
     const bool plain = a.src.planar && !a.scale && !a.pre && !a.combine && !a.post;
     if (zero_row(a, y)) {
-      for (int x = 0; x < a.cols * 4; ++x) dst[x] = 0.0f;
-    } else if (plain) {
-      for (int c = 0; c < a.channels; ++c) {
-        const T* src = static_cast<const T*>(a.src.data) + c * a.src.block + a.src_y[y] * a.src.row;
-        for (int x = 0; x < a.cols; ++x)
-          dst[x * 4 + c] = a.src_x[x] >= 0 ? load_one(src + a.src_x[x] * a.src.pixel) : 0.0f;
-      }
-    } else {
-      for (int x = 0; x < a.cols; ++x)
-        for (int c = 0; c < a.channels; ++c)
-          dst[x * 4 + c] = a.src_x[x] >= 0
-                               ? fetch1<T>(a, c, a.src_y[y], a.src_x[x], a.combine ? a.res_y[y] : 0,
-                                           a.combine ? a.res_x[x] : 0)
-                               : 0.0f;
+      for (int x = 0; x < a.cols * pixel; ++x) store_one(dst + x, 0.0f);
+      continue;
     }
+    for (int c = 0; c < a.channels && plain; ++c) {
+      const T* src = static_cast<const T*>(a.src.data) + c * a.src.block + a.src_y[y] * a.src.row;
+      for (int x = 0; x < a.cols; ++x)
+        store_one(dst + x * pixel + c,
+                  a.src_x[x] >= 0 ? load_one(src + a.src_x[x] * a.src.pixel) : 0.0f);
+    }
+    for (int x = 0; x < a.cols && !plain; ++x)
+      for (int c = 0; c < a.channels; ++c)
+        store_one(dst + x * pixel + c,
+                  a.src_x[x] >= 0 ? fetch1<T>(a, c, a.src_y[y], a.src_x[x],
+                                              a.combine ? a.res_y[y] : 0, a.combine ? a.res_x[x] : 0)
+                                  : 0.0f);
   }
 }
 
 template <int MODE, class T>
 void pack_planar(const PackArgs& a) {
   for (int y = 0; y < a.rows; ++y) {
-    float* dst = a.dst + y * a.dst_row;
+    float* dst = static_cast<float*>(a.dst) + y * a.dst_row;
     if (!zero_row(a, y)) {
-      pack_row<MODE, T>(a, y, 0, a.channels, dst);
+      pack_row<MODE, T, float>(a, y, 0, a.channels, dst);
       continue;
     }
     for (int c = 0; c < a.channels; ++c)
@@ -240,9 +241,9 @@ void pack_planar(const PackArgs& a) {
 
 template <int MODE, class T>
 inline void pack_as(const PackArgs& a) {
-  if (a.format == kPanel16) return pack16<MODE, T>(a);
   if (a.format == kPanelPlanar) return pack_planar<MODE, T>(a);
-  pack4<T>(a);
+  if (a.format == kPanel16) return a.bf16 ? pack16<MODE, T, bf16>(a) : pack16<MODE, T, float>(a);
+  a.bf16 ? pack4<T, bf16>(a) : pack4<T, float>(a);
 }
 
 template <class T>

@@ -1,52 +1,65 @@
-// Winograd convolution F(m x m, r x r), m + r - 1 = 6, for stride 1: 36 small matrix products take
-// the place of m*m*r*r multiply-adds for each pair of channels.
+// Winograd convolution F(m_y x m_x, r x r) for stride 1: (m_y + r - 1) * (m_x + r - 1) small matrix
+// products take the place of m_y * m_x * r * r multiply-adds for each pair of channels.
 #include "conv.h"
 
 namespace fastgen {
 namespace {
 
-constexpr int kElements = 36;
+constexpr int kColumns = 6;  // points in each row of a transformed tile
 constexpr int64_t kTransformed = 560 * 1024, kMostTiles = 32;
 constexpr int kLeast = 16;  // inputs and outputs with which the transforms are worth their time
 
-// G g: row i holds the powers of point i over the product of its distances to the others.
-void line(const double* g, int stride, int r, double* y) {
-  static const double points[5] = {0, 1, -1, 2, -2}, over[5] = {4, -6, -6, 24, 24};
-  for (int i = 0; i < 5; ++i) {
-    double sum = 0, power = 1;
+// G g: row i holds the powers of point i over the product of its distances to the others; the
+// last point is infinity. The points are those of winograd.inl.
+void line(const double* g, int stride, int r, int n, double* y) {
+  static const double four[3] = {0, 1, -1}, six[5] = {0, 2.0 / 3, -2.0 / 3, 1.5, -1.5};
+  const double* points = n == 4 ? four : six;
+  for (int i = 0; i < n - 1; ++i) {
+    double sum = 0, power = 1, over = 1;
     for (int k = 0; k < r; ++k, power *= points[i]) sum += g[k * stride] * power;
-    y[i] = sum / over[i];
+    for (int k = 0; k < n - 1; ++k)
+      if (k != i) over *= points[i] - points[k];
+    y[i] = sum / over;
   }
-  y[5] = g[(r - 1) * stride];
+  y[n - 1] = g[(r - 1) * stride];
 }
 
 }  // namespace
 
 // A stride of 2 is a stride of 1 over the four parities of the input, with a kernel of half the
 // size for each: four times the inputs.
-int Conv::winograd_size() const {
+void Conv::winograd_size() {
   const int r = static_cast<int>(ceil_div(spec_.phases[0].kh, spec_.stride));
   if (spec_.stride > 2 || r < 2 || r > 5 || spec_.small || spec_.flat || spec_.inputs < kLeast ||
       spec_.outputs < kLeast)
-    return 0;
+    return;
   if (spec_.stride == 2 &&
       (spec_.inputs % kBlock != 0 || spec_.source.store >= 0 || spec_.out_stride != 1))
-    return 0;
-  // Where a parity has zeros for taps, little is saved.
-  if (spec_.stride == 2 && spec_.phases[0].kh % 2 == 1 && spec_.inputs < 32) return 0;
+    return;
+  // Where a parity has zeros for taps, little is saved; of products of bfloat16 nothing.
+  if (spec_.stride == 2 && spec_.phases[0].kh % 2 == 1 && (bf16_ || spec_.inputs < 32)) return;
   for (const PhaseSpec& p : spec_.phases)
-    if (p.kh != p.kw || ceil_div(p.kh, spec_.stride) != r) return 0;
-  return 7 - r;
+    if (p.kh != p.kw || ceil_div(p.kh, spec_.stride) != r) return;
+  winograd_ = winograd_rows_ = 7 - r;
+  if (!bf16_ || !spec_.fine) return;
+  // Four points down make the error of six, or less, that of a large kernel would be too much.
+  if (r <= 3) {
+    winograd_rows_ = 5 - r;
+  } else {
+    bf16_ = false;
+  }
 }
 
 void Conv::winograd_weights() {
   const int r = 7 - winograd_, stride = spec_.stride, inputs = winograd_inputs();
+  const int n_y = winograd_points(), elements = n_y * kColumns, step = bf16_ ? 2 : 1;
+  const int64_t words = ceil_div(inputs, step);
   size_t total = 0;
   for (const PhaseSpec& p : spec_.phases) {
     Phase phase{p.kh, p.kw, p.dy, p.dx, p.ry, p.rx, total, {}};
     for (int nb : groups_) {
       phase.group.push_back(total);
-      total += size_t{kElements} * inputs * nb * kBlock;
+      total += size_t(elements) * words * nb * kBlock;
     }
     phases_.push_back(std::move(phase));
   }
@@ -61,22 +74,30 @@ void Conv::winograd_weights() {
       const int64_t channel = o * spec_.inputs + input % spec_.inputs;
       return y < k && x < k ? from[(channel * k + y) * k + x] : 0.0f;
     };
+    const auto transform = [&](int64_t o, int input, double* full) {
+      double kernel[5 * 5], half[6 * 5];
+      for (int t = 0; t < r * r; ++t) kernel[t] = tap(o, input, t / r, t % r);
+      for (int x = 0; x < r; ++x) {
+        double y[6];
+        line(kernel + x, r, r, n_y, y);
+        for (int e = 0; e < n_y; ++e) half[e * r + x] = y[e];
+      }
+      for (int e = 0; e < n_y; ++e) line(half + e * r, 1, r, kColumns, full + e * kColumns);
+    };
     int64_t first = 0;
     for (size_t g = 0; g < groups_.size(); ++g) {
       const int lanes = groups_[g] * kBlock;
       float* to = weights_.data() + phases_[i].group[g];
       for (int lane = 0; lane < lanes && first + lane < spec_.outputs; ++lane)
-        for (int input = 0; input < inputs; ++input) {
-          double kernel[5 * 5], half[6 * 5], full[kElements];
-          for (int t = 0; t < r * r; ++t) kernel[t] = tap(first + lane, input, t / r, t % r);
-          for (int x = 0; x < r; ++x) {
-            double y[6];
-            line(kernel + x, r, r, y);
-            for (int e = 0; e < 6; ++e) half[e * r + x] = y[e];
+        for (int input = 0; input < inputs; input += step) {
+          double full[6 * kColumns], next[6 * kColumns] = {};
+          transform(first + lane, input, full);
+          if (bf16_ && input + 1 < inputs) transform(first + lane, input + 1, next);
+          for (int e = 0; e < elements; ++e) {
+            const float value = static_cast<float>(full[e]);
+            to[(e * words + input / step) * lanes + lane] =
+                bf16_ ? bf16_pair(value, static_cast<float>(next[e])) : value;
           }
-          for (int e = 0; e < 6; ++e) line(half + e * r, 1, r, full + e * 6);
-          for (int e = 0; e < kElements; ++e)
-            to[(int64_t{e} * inputs + input) * lanes + lane] = static_cast<float>(full[e]);
         }
       first += lanes;
     }
@@ -86,35 +107,41 @@ void Conv::winograd_weights() {
 
 namespace {
 
-// Floats from one of the 36 elements to the next: an odd number of cache lines, so that the
+// From one element of transformed tiles to the next: an odd number of cache lines, so that the
 // elements of one tile are in different sets of the cache.
-int64_t element_stride(int64_t floats) { return (ceil_div(floats, kBlock) | 1) * kBlock; }
+int64_t element_stride(int64_t values, int64_t bytes) {
+  const int64_t line = 64 / bytes;
+  return (ceil_div(values, line) | 1) * line;
+}
 
 }  // namespace
 
 // A thread's memory: window, transformed inputs, products, rows of outputs. In floats.
 Conv::Scratch Conv::winograd_scratch(const StepPlan& p) const {
-  const int64_t size = winograd_, blocks = blocks_of(winograd_inputs());
-  const int64_t ty = ceil_div(p.tile_rows, size), tx = ceil_div(p.tile_columns, size);
+  const int64_t blocks = blocks_of(winograd_inputs()), elements = winograd_points() * kColumns;
+  const int64_t ty = ceil_div(p.tile_rows, winograd_rows_);
+  const int64_t tx = ceil_div(p.tile_columns, winograd_);
   Scratch s{};
-  s.panel = window(p.tile_rows, span_y_) * window(p.tile_columns, span_x_) * blocks * kBlock;
-  s.v = kElements * element_stride(ty * tx * blocks * kBlock);
-  s.m = kElements * element_stride(ty * tx * 2 * kBlock);
-  s.rows = size * tx * size * 2 * kBlock;
+  s.panel = window(p.tile_rows, span_y_, winograd_rows_) *
+            window(p.tile_columns, span_x_, winograd_) * blocks * kBlock;
+  s.v = elements * element_stride(ty * tx * blocks * kBlock, factor_bytes()) * factor_bytes() / 4;
+  s.m = elements * element_stride(ty * tx * 2 * kBlock, 4);
+  s.rows = winograd_rows_ * tx * winograd_ * 2 * kBlock;
   return s;
 }
 
 void Conv::winograd_plan(const ConvShape& s, int threads, StepPlan* out) const {
-  const int64_t size = winograd_;
-  const int64_t rows = ceil_div(out->domain_rows, size);
-  const int64_t columns = ceil_div(out->domain_columns, size);
+  const int64_t rows = ceil_div(out->domain_rows, winograd_rows_);
+  const int64_t columns = ceil_div(out->domain_columns, winograd_);
   // Transformed inputs and results of a block of tiles stay in the second-level cache while the
   // weights stream by; more tiles mean fewer passes over the weights.
-  const int64_t tile_bytes = int64_t{4} * kElements * kBlock * ceil_div(winograd_inputs(), kBlock);
-  const int64_t most = std::clamp<int64_t>(kTransformed / tile_bytes, 8, kMostTiles);
+  const int64_t elements = winograd_points() * kColumns;
+  const int64_t tile_bytes = factor_bytes() * elements * kBlock * blocks_of(winograd_inputs());
+  const int64_t most = std::clamp<int64_t>(kTransformed / tile_bytes, 8,
+                                           kMostTiles * 36 / elements * (bf16_ ? 2 : 1));
   const int64_t across = ceil_div(columns, ceil_div(columns, 8));
   // The columns do not depend on the threads, nor do the parts that statistics are summed in.
-  out->tile_columns = std::min(across * size, out->domain_columns);
+  out->tile_columns = std::min(across * winograd_, out->domain_columns);
   out->tiles_x = ceil_div(out->domain_columns, out->tile_columns);
   const int64_t strips = s.images * out->tiles_x;
   double best = 0;
@@ -127,20 +154,25 @@ void Conv::winograd_plan(const ConvShape& s, int threads, StepPlan* out) const {
     const double score = busy * tiles / (tiles + 3);
     if (score > best) best = score, down = n;
   }
-  out->tile_rows = std::min(down * size, out->domain_rows);
+  out->tile_rows = std::min(down * winograd_rows_, out->domain_rows);
   out->tiles_y = ceil_div(out->domain_rows, out->tile_rows);
-  out->part_rows = size;
+  out->part_rows = winograd_rows_;
   out->panel_floats = winograd_scratch(*out).total();
 }
 
 void Conv::winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack) const {
   const Scratch s = winograd_scratch(*c.step);
-  float* v = pack.dst + s.panel;
+  float* panel = static_cast<float*>(pack.dst);
+  float* v = panel + s.panel;
   float* m = v + s.v;
   float* rows = m + s.m;
-  const int size = winograd_, inputs = winograd_inputs();
+  const int size = winograd_rows_, inputs = winograd_inputs();
+  const int elements = winograd_points() * kColumns;
+  const int step = bf16_ ? 2 : 1;  // inputs in 32 bits
+  const int64_t words = ceil_div(inputs, step);
+  const auto micro = bf16_ ? isa_->micro_bf16 : isa_->micro;
   const int ty = static_cast<int>(ceil_div(t.rows, size));
-  const int tx = static_cast<int>(ceil_div(t.columns, size));
+  const int tx = static_cast<int>(ceil_div(t.columns, winograd_));
   const int tiles = ty * tx;
 
   WinogradInput in{};
@@ -149,43 +181,48 @@ void Conv::winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack)
   in.blocks = static_cast<int>(blocks_of(inputs));
   in.tiles_y = ty;
   in.tiles_x = tx;
-  in.m = size;
+  in.m_y = size;
+  in.m_x = winograd_;
+  in.n_y = winograd_points();
+  in.bf16 = bf16_;
   in.out = v;
-  in.out_element = element_stride(int64_t{in.blocks} * tiles * kBlock);
+  in.out_element = element_stride(int64_t{in.blocks} * tiles * kBlock, factor_bytes());
 
   static const float zeros[2 * kBlock] = {};
   MicroArgs a{};
   a.bias = zeros;
   a.panel_block = int64_t{tiles} * kBlock;
   a.blocks = in.blocks;
-  a.last = inputs - (in.blocks - 1) * kBlock;
+  a.last = static_cast<int>(words - (in.blocks - 1) * kBlock / step) * step;
   a.kh = a.kw = 1;
   a.channels = a.pixel = kBlock;
   FinishArgs f = finish_args(c);
   WinogradOutput o{};
   o.tiles = tx;
-  o.m = size;
+  o.m_y = size;
+  o.m_x = winograd_;
   o.out = rows;
   std::vector<int64_t> done(ty, 0);  // pixels of each part
   for (const Phase& phase : phases_) {
     const int64_t height = phase_count(t.row, t.rows, phase.ry, c.shape->out.h);
     const int64_t width = phase_count(t.column, t.columns, phase.rx, c.shape->out.w);
     if (height <= 0 || width <= 0) continue;
-    in.panel = pack.dst + (phase.dy - low_y_) * pack.dst_row + (phase.dx - low_x_) * kBlock;
+    in.panel = panel + (phase.dy - low_y_) * pack.dst_row + (phase.dx - low_x_) * kBlock;
     isa_->winograd_input(in);
     int64_t block = 0;
     for (int64_t g = 0; g < t.last_group; block += groups_[g], ++g) {
       if (g < t.first_group) continue;
       const int nb = groups_[g], lanes = nb * kBlock;
       const int pieces = static_cast<int>(ceil_div(tiles, isa_->pixels[nb]));
-      o.in_element = element_stride(int64_t{tiles} * lanes);
-      for (int e = 0; e < kElements; ++e) {
-        a.weights = weights_.data() + phase.group[g] + int64_t{e} * inputs * lanes;
+      o.in_element = element_stride(int64_t{tiles} * lanes, 4);
+      for (int e = 0; e < elements; ++e) {
+        a.weights = weights_.data() + phase.group[g] + e * words * lanes;
         for (int piece = 0; piece < pieces; ++piece) {
           const int first = tiles * piece / pieces, last = tiles * (piece + 1) / pieces;
-          a.panel = v + e * in.out_element + first * kBlock;
+          a.panel = reinterpret_cast<char*>(v) +
+                    (e * in.out_element + first * kBlock) * factor_bytes();
           a.out = m + e * o.in_element + first * lanes;
-          isa_->micro(a, last - first, nb);
+          micro(a, last - first, nb);
         }
       }
       o.nb = f.nb = nb;
@@ -199,7 +236,7 @@ void Conv::winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack)
         if (t.stats)
           f.stats = t.stats + (y * c.step->tiles_x * blocks_of(spec_.outputs) + block) * 3 * kBlock;
         for (int i = 0; i < size && y * size + i < height; ++i) {
-          f.tile = rows + int64_t{i} * tx * size * lanes;
+          f.tile = rows + int64_t{i} * tx * winograd_ * lanes;
           finish_place(c, t, block, (t.row + y * size + i) * spec_.out_stride + phase.ry,
                        t.column * spec_.out_stride + phase.rx, &f);
           isa_->finish(f);

@@ -53,7 +53,8 @@ class Runner:
         graph: the network.
         weights: arrays by weight name.
         threads: 1..1024; None takes ``FASTGEN_NUM_THREADS`` or the CPUs of this process.
-        isa: ``"avx512"``, ``"avx2"`` or ``"scalar"``; None takes ``FASTGEN_CPU_ISA`` or the best.
+        isa: an instruction set (``"avx512_bf16"``, ``"avx512"``, ``"avx2"``, ``"scalar"``); None
+            takes ``FASTGEN_CPU_ISA`` or the best.
 
     Raises:
         ValueError: threads or instruction set that this machine cannot give.
