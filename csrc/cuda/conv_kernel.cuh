@@ -89,79 +89,95 @@ struct Staged {
   int channel = -1;  // first channel if norm and residual are still to be applied
 };
 
-// Reads piece `index` of block `block` of channels into registers.
+// Reads piece `index` of block `block` of channels into registers, 16 bytes of one position: four
+// neighbouring threads read the 64 bytes of it.
 template <class T>
-FASTGEN_DEVICE Staged fetch(const ConvArgs& p, const ConvBlock& b, const Shared& s, int index,
-                            int block, int halo) {
-  constexpr int kVector = Chunk<T>::kSize;
+FASTGEN_DEVICE Staged fetch_vector(const ConvArgs& p, const ConvBlock& b, const Shared& s,
+                                   int index, int block, int halo) {
   Staged result;
   if (index >= 4 * p.positions) return result;
-  if (p.vector_x) {  // four neighbouring threads read one position
-    const int position = index >> 2, chunk = index & 3;
-    const int pixel = s.load<int>(4 * position);
-    const int channel = (4 * block + chunk) * kVector;
-    result.offset = halo + swizzled(position, chunk);
-    result.x = result.residual = Vec16{};
-    if (pixel >= 0 && channel < p.channels) {
-      const int64_t at = element(b.image, p.x_image, pixel, p.x_pixel, channel, 1);
-      result.channel = channel;
-      result.x = load(reinterpret_cast<const Vec16*>(static_cast<const T*>(p.x) + at));
-      if (p.load_residual)
-        result.residual =
-            load(reinterpret_cast<const Vec16*>(static_cast<const T*>(p.load_residual) + at));
-    }
-    return result;
+  const int position = index >> 2, chunk = index & 3;
+  const int pixel = s.load<int>(4 * position);
+  const int channel = (4 * block + chunk) * Chunk<T>::kSize;
+  result.offset = halo + swizzled(position, chunk);
+  result.x = result.residual = Vec16{};
+  if (pixel >= 0 && channel < p.channels) {
+    const int64_t at = element(b.image, p.x_image, pixel, p.x_pixel, channel, 1);
+    result.channel = channel;
+    result.x = load(reinterpret_cast<const Vec16*>(static_cast<const T*>(p.x) + at));
+    if (p.load_residual)
+      result.residual =
+          load(reinterpret_cast<const Vec16*>(static_cast<const T*>(p.load_residual) + at));
   }
-  // Neighbouring threads read neighbouring positions: any layout and number of channels.
+  return result;
+}
+
+// The same for any layout and number of channels, element by element and down into the halo:
+// neighbouring threads read neighbouring positions. Four elements at once: enough loads on their
+// way, few enough registers beside the sums.
+template <class T>
+FASTGEN_DEVICE void gather(const ConvArgs& p, const ConvBlock& b, const Shared& s, int index,
+                           int block, int halo) {
+  constexpr int kVector = Chunk<T>::kSize, kGroup = 4;
+  if (index >= 4 * p.positions) return;
   const int position = index % p.positions, chunk = index / p.positions;
-  const int first = (4 * block + chunk) * kVector;
   const int entry = p.rows_of_taps ? (position >> p.tile_w_log) * p.table_columns +
                                          (position & ((1 << p.tile_w_log) - 1)) * p.stride
                                    : position;
-  // All loads first and without branches between them, so that they are on their way together.
-  const int first_column = p.rows_of_taps ? first / p.channels : 0;
-  T raw[kVector];
-  int pixels[kVector];
-  const auto each = [&](auto&& use) {  // (element, channel, kernel column)
-    int column = first_column, channel = first - first_column * p.channels;
-#pragma unroll
-    for (int e = 0; e < kVector; ++e) {
-      use(e, channel, column);
-      ++channel;
-      if (p.rows_of_taps && channel == p.channels) channel = 0, ++column;
-    }
-  };
   const auto at = [&](const void* tensor, int pixel, int channel) {
     return static_cast<const T*>(tensor) +
            element(b.image, p.x_image, pixel, p.x_pixel, channel, p.x_channel);
   };
-  each([&](int e, int channel, int column) {
-    const bool inside = p.rows_of_taps ? column < p.kernel_w : channel < p.channels;
-    pixels[e] = inside ? s.load<int>(4 * (entry + column)) : -1;
-    raw[e] = pixels[e] >= 0 ? load(at(p.x, pixels[e], channel)) : T{};
-  });
-  float values[kVector];
+#pragma unroll 1
+  for (int group = 0; group < kVector; group += kGroup) {
+    const int first = (4 * block + chunk) * kVector + group;
+    const int first_column = p.rows_of_taps ? first / p.channels : 0;
+    T raw[kGroup];
+    int pixels[kGroup];
+    const auto each = [&](auto&& use) {  // (element, channel, kernel column)
+      int column = first_column, channel = first - first_column * p.channels;
 #pragma unroll
-  for (int e = 0; e < kVector; ++e) values[e] = to_float(raw[e]);
-  if (p.scale) {
-    const int64_t image = b.image * p.channels;
-    each([&](int e, int channel, int) {
-      if (pixels[e] >= 0)
-        values[e] = values[e] * load(p.scale + image + channel) + load(p.shift + image + channel);
+      for (int e = 0; e < kGroup; ++e) {
+        use(e, channel, column);
+        ++channel;
+        if (p.rows_of_taps && channel == p.channels) channel = 0, ++column;
+      }
+    };
+    each([&](int e, int channel, int column) {
+      const bool inside = p.rows_of_taps ? column < p.kernel_w : channel < p.channels;
+      pixels[e] = inside ? s.load<int>(4 * (entry + column)) : -1;
+      raw[e] = pixels[e] >= 0 ? load(at(p.x, pixels[e], channel)) : T{};
     });
+    float values[kGroup];
+#pragma unroll
+    for (int e = 0; e < kGroup; ++e) values[e] = to_float(raw[e]);
+    if (p.scale) {
+      const int64_t image = b.image * p.channels;
+      each([&](int e, int channel, int) {
+        if (pixels[e] >= 0)
+          values[e] = values[e] * load(p.scale + image + channel) + load(p.shift + image + channel);
+      });
+    }
+#pragma unroll
+    for (int e = 0; e < kGroup; ++e) values[e] = leaky(values[e], p.load_slope);
+    if (p.load_residual)
+      each([&](int e, int channel, int) {
+        if (pixels[e] >= 0) values[e] += to_float(load(at(p.load_residual, pixels[e], channel)));
+      });
+    const int to = halo + swizzled(position, chunk) + group * int{sizeof(T)};
+    if constexpr (sizeof(T) == 4) {
+      s.store(to, Chunk<T>::pack(values));
+    } else {
+      const auto pair = [&](int e) {
+        return from_float(values[e], T{}).bits |
+               static_cast<uint32_t>(from_float(values[e + 1], T{}).bits) << 16;
+      };
+      s.store(to, Vec8{{pair(0), pair(2)}});
+    }
   }
-#pragma unroll
-  for (int e = 0; e < kVector; ++e) values[e] = leaky(values[e], p.load_slope);
-  if (p.load_residual)
-    each([&](int e, int channel, int) {
-      if (pixels[e] >= 0) values[e] += to_float(load(at(p.load_residual, pixels[e], channel)));
-    });
-  result.offset = halo + swizzled(position, chunk);
-  result.x = Chunk<T>::pack(values);
-  return result;
 }
 
-// Applies norm and residual to what `fetch` read and puts it into the halo.
+// Applies norm and residual to what `fetch_vector` read and puts it into the halo.
 template <class T>
 FASTGEN_DEVICE void settle(const ConvArgs& p, const ConvBlock& b, const Shared& s, Staged& staged) {
   constexpr int kVector = Chunk<T>::kSize;
@@ -357,7 +373,12 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) conv_kernel(const 
       copy_halo<T>(p, b, s, block, b.halo + block * halo_bytes, Tile::kThreads);
     } else {
       for (int i = thread; i < 4 * p.positions; i += Tile::kThreads) {
-        Staged staged = fetch<T>(p, b, s, i, block, b.halo + block * halo_bytes);
+        const int halo = b.halo + block * halo_bytes;
+        if (!p.vector_x) {
+          gather<T>(p, b, s, i, block, halo);
+          continue;
+        }
+        Staged staged = fetch_vector<T>(p, b, s, i, block, halo);
         settle<T>(p, b, s, staged);
       }
     }
@@ -396,11 +417,11 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) conv_kernel(const 
     const int next_halo = b.halo + next_buffer * halo_bytes;
     if (more && direct && tap == 0) copy_halo<T>(p, b, s, next, next_halo, Tile::kThreads);
     cp_async_commit();
-    // Otherwise every tap brings its share of the next block through the registers; the first
-    // piece is on its way during the product.
+    // Otherwise every tap brings its share of the next block through the registers. The first
+    // vector is on its way during the product; gathered elements would cost registers there.
+    const int first = tap * share * Tile::kThreads + thread;
     Staged staged;
-    if (more && !direct)
-      staged = fetch<T>(p, b, s, tap * share * Tile::kThreads + thread, next, next_halo);
+    if (more && !direct && p.vector_x) staged = fetch_vector<T>(p, b, s, first, next, next_halo);
 
     const int halo = b.halo + buffer * halo_bytes;
     const int weights = b.weights + step % kStages * (Tile::kBN * kRowBytes);
@@ -427,9 +448,13 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) conv_kernel(const 
     }
 
     if (more && !direct) {
-      settle<T>(p, b, s, staged);
-      for (int i = 1; i < share; ++i) {
-        staged = fetch<T>(p, b, s, (tap * share + i) * Tile::kThreads + thread, next, next_halo);
+      for (int i = 0; i < share; ++i) {
+        const int index = first + i * Tile::kThreads;
+        if (!p.vector_x) {
+          gather<T>(p, b, s, index, next, next_halo);
+          continue;
+        }
+        if (i > 0) staged = fetch_vector<T>(p, b, s, index, next, next_halo);
         settle<T>(p, b, s, staged);
       }
     }
