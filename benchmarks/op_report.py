@@ -34,11 +34,14 @@ def describe(case: Case) -> str:
 
 def roof(peak: dict[str, dict[str, float]], dtype: str) -> tuple[float, float] | None:
     """FLOP/s and bytes/s that the machine reached at this precision, or None if not measured."""
-    isas = [k for k in peak if ("bf16" in k) == (dtype == "bfloat16")]
-    if not isas:
+    if not peak:
         return None
-    best = max(isas, key=lambda isa: peak[isa]["gmac_s"])
-    return peak[best]["gmac_s"] * 2e9, peak[best]["copy_gb_s"] * 1e9
+    wide = max(peak[isa]["gmac_s"] for isa in peak if "bf16" not in isa)
+    short = max([peak[isa]["gmac_s"] for isa in peak if "bf16" in isa], default=0.0)
+    if dtype == "bfloat16" and short < 1.2 * wide:
+        return None  # that instruction set's loop multiplies float32 too: no limit for bf16
+    copy = max(values["copy_gb_s"] for values in peak.values())
+    return (short if dtype == "bfloat16" else wide) * 2e9, copy * 1e9
 
 
 def of_roof(info: dict[str, Any], peak: dict[str, dict[str, float]]) -> str:

@@ -158,5 +158,7 @@ def test_the_roof_is_of_the_same_precision() -> None:
     }
     assert op_report.roof(peak, "float32") == (20e9, 5e9)
     assert op_report.roof(peak, "bfloat16") == (40e9, 5e9)
+    peak["avx512-bf16"]["gmac_s"] = 10.5  # a loop of float32
+    assert op_report.roof(peak, "bfloat16") is None
     del peak["avx512-bf16"]
     assert op_report.roof(peak, "bfloat16") is None
