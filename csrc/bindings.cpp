@@ -195,7 +195,15 @@ PYBIND11_MODULE(_C, m) {
             return e.add_slot(channels, floats(scale), floats(shift));
           },
           py::arg("channels"), py::arg("scale") = py::none(), py::arg("shift") = py::none())
-      .def("add_conv", [](Engine& e, const py::object& step) { e.add_conv(conv(step)); })
+      .def(
+          "add_conv",
+          [](Engine& e, const py::object& step, bool bf16) {
+            ConvSpec spec = conv(step);
+            if (bf16) spec.products = fastgen::kBFloat16;
+            e.add_conv(std::move(spec));
+          },
+          py::arg("step"), py::arg("bf16") = false,
+          "bf16: products of factors rounded to bfloat16, summed in float32.")
       .def("add_copy", [](Engine& e, const std::string& label, const py::object& from,
                           int out) { e.add_copy(label, source(from), out); })
       .def("add_stats", [](Engine& e, const std::string& label, int value,

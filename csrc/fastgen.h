@@ -61,8 +61,8 @@ struct ConvSpec {
   int stride = 1, out_stride = 1;
   int pad_mode = 0;  // 0 zeros, 1 reflect, 2 repeat the border
   std::vector<PhaseSpec> phases;
-  // Factors of the products: kFloat32, or rounded to kBFloat16; sums are float32 either way. `fine`:
-  // Winograd convolutions of the latter take a third more products, for 4 dB less error.
+  // Factors of the products: kFloat32, or rounded to kBFloat16; sums are float32 either way.
+  // `fine`: Winograd convolutions of the latter take a third more products, for 4 dB less error.
   int products = kFloat32;
   bool fine = false;
   std::vector<float> bias;  // per output, or empty

@@ -76,8 +76,8 @@ def test_direct_rounds_only_the_result(isa: str, case: tuple) -> None:
         x, spec = _data(case, last)
         expected = _exact(x, spec)
         error = (_run(x, spec, isa) - expected).abs()
-        # Half a step of bfloat16 (2^-9 of a power of two), and sums of up to 600 products in fp32.
-        assert (error <= expected.abs() * 2**-8.9 + 2e-5).all()
+        # Half a step of bfloat16's 8 bits, and sums of up to 300 products in float32.
+        assert (error <= expected.abs() * 2**-7.99 + 2e-5).all()
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -88,9 +88,10 @@ def test_winograd_error(isa: str, case: tuple) -> None:
     expected = _exact(x, spec)
     error = (_run(x, spec, isa) - expected).square().mean().sqrt()
     ratio = 20 * torch.log10(expected.std() / error).item()
-    # Two factors rounded to 8 bits, through the transforms of 2x4 outputs: 46 to 50 dB on random
-    # values. 4x4 outputs or worse points would be below, a float32 convolution above.
-    assert 45 < ratio < 53
+    # Two factors rounded to 8 bits, through the transforms of 2x4 outputs of 3x3 kernels or 3x5 of
+    # 2x2: 44 to 46 dB on random values. Six points down, or worse points, would be below; a float32
+    # convolution, of which only the result is rounded, above.
+    assert 43.5 < ratio < 48
 
 
 @pytest.mark.parametrize("isa", [i for i in ISAS if i != "scalar"])

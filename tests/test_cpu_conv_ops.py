@@ -139,8 +139,9 @@ def test_conv_norm(isa: str, case: tuple) -> None:
             _check(got, expected, BOUNDS[dtype])
             var, mean = torch.var_mean(expected, (2, 3), correction=0)
             wanted = torch.from_numpy(gamma).double() / (var + 1e-3).sqrt()
-            _check(new_scale, wanted, 1e-4)
-            _check(new_shift, torch.from_numpy(beta).double() - mean * wanted, 1e-4)
+            bound = 4e-3 if dtype == torch.bfloat16 else 1e-4  # sums of what is in got, unrounded
+            _check(new_scale, wanted, bound)
+            _check(new_shift, torch.from_numpy(beta).double() - mean * wanted, bound)
         # Without a norm on load; the activation applies all the same.
         got = _cpu_conv.conv_norm(x, handle)[0]
         _check(got, _raw(F.leaky_relu(x.double(), slope), spec), BOUNDS[dtype])

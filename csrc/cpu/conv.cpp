@@ -286,6 +286,9 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
         m.panel = static_cast<char*>(pack.dst) +
                   (window + r * spec_.stride * pack.dst_row + x0 * m.pixel) * factor_bytes();
         f.pixels = static_cast<int>(x1 - x0);
+        if (in_place(c) && g == t.first_group)  // no pass over the input came before
+          for (int64_t i = 0; i < f.pixels * m.pixel; i += 32)
+            __builtin_prefetch(static_cast<const uint16_t*>(m.panel) + f.pixels * m.pixel + i);
         micro(m, f.pixels, nb);
         finish_place(c, t, block, y, (t.column + x0) * spec_.out_stride + phase.rx, &f);
         isa_->finish(f);

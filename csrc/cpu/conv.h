@@ -93,9 +93,7 @@ class Conv {
   void pack_pairs();
   bool in_place(const ConvCall& c) const;
   int64_t factor_bytes() const { return bf16_ ? 2 : 4; }
-  int panel_pixel() const {
-    return format() == kPanel16 ? kBlock : bf16_ ? spec_.inputs : 4;
-  }
+  int panel_pixel() const { return format() == kPanel16 ? kBlock : bf16_ ? spec_.inputs : 4; }
 
   // winograd.cpp
   struct Scratch {
@@ -103,7 +101,9 @@ class Conv {
     int64_t total() const { return panel + v + m + rows; }
   };
   void winograd_size();
-  int winograd_points() const { return winograd_rows_ + 6 - winograd_; }  // down; across there are 6
+  int winograd_points() const {
+    return winograd_rows_ + 6 - winograd_;
+  }  // down; across there are 6
   int winograd_inputs() const { return spec_.inputs * spec_.stride * spec_.stride; }
   void winograd_weights();
   Scratch winograd_scratch(const StepPlan& plan) const;
@@ -122,7 +122,7 @@ class Conv {
   std::vector<int> groups_;  // channel blocks of each output group
   Weights weights_, bias_;
   int low_y_ = 0, low_x_ = 0, span_y_ = 1, span_x_ = 1;
-  bool bf16_ = false;  // products of bfloat16
+  bool bf16_ = false;                     // products of bfloat16
   int winograd_ = 0, winograd_rows_ = 0;  // outputs of a Winograd tile, or 0: not worth it
 };
 

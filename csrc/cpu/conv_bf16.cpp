@@ -71,8 +71,8 @@ void Conv::pack_pairs() {
   }
 }
 
-// Whether the input is a panel as it is: bfloat16 with neighbouring channels, one tap, no arithmetic
-// on load, and no single last channel, which is paired with what follows it.
+// Whether the input is a panel as it is: bfloat16 with neighbouring channels, one tap, no
+// arithmetic on load, and no single last channel, which is paired with what follows it.
 bool Conv::in_place(const ConvCall& c) const {
   const Source& s = spec_.source;
   return bf16_ && !winograd_ && c.dtype == kBFloat16 && !c.in.planar && format() == kPanel16 &&

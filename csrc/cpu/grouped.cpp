@@ -96,9 +96,8 @@ class Grouped final : public Step {
           const float* w = p.weights.data() + o * per_in_ * p.kh * p.kw;
           for (int64_t i = 0; i < per_in_; ++i) {
             const int64_t input = o / per_out_ * per_in_ + i;
-            const float* from =
-                static_cast<const float*>(a.dst) + input / kBlock * a.dst_block +
-                input % kBlock + x * spec_.stride * kBlock;
+            const float* from = static_cast<const float*>(a.dst) + input / kBlock * a.dst_block +
+                                input % kBlock + x * spec_.stride * kBlock;
             for (int ky = 0; ky < p.kh; ++ky)
               for (int kx = 0; kx < p.kw; ++kx) acc += *w++ * from[ky * a.dst_row + kx * kBlock];
           }

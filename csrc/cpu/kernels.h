@@ -45,8 +45,8 @@ struct PackArgs {
   int rows, cols;                // of the window
   const int32_t *src_y, *src_x;  // source row and column of every window position; -1: zero
   const int32_t *res_y, *res_x;  // the same for the residual
-  void* dst;                   // float, or bfloat16 with `bf16`
-  int64_t dst_block, dst_row;  // kPanelPlanar: dst_block is the stride of a channel
+  void* dst;                     // float, or bfloat16 with `bf16`
+  int64_t dst_block, dst_row;    // kPanelPlanar: dst_block is the stride of a channel
   int format;
   int bf16;  // not for kPanelPlanar
   // When `store` is not null the loaded values of window rows [y0, y1) and columns [x0, x1) are
@@ -58,8 +58,8 @@ struct PackArgs {
 
 // One register tile: `pixels` neighbouring outputs of one row times up to two channel blocks. Panel
 // and weights are float32; those of micro_bf16 bfloat16, the weights in pairs of inputs:
-// [block of inputs][ky][kx][pair][nb*16][2]. An odd last input is paired with the one before it, whose
-// weight is zero there; only a single one with what follows it.
+// [block of inputs][ky][kx][pair][nb*16][2]. An odd last input is paired with the one before it,
+// whose weight is zero there; only a single one with what follows it.
 struct MicroArgs {
   const void* panel;    // first pixel, first tap
   const void* weights;  // [block of inputs][ky][kx][input][nb*16]

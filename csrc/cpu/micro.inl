@@ -16,8 +16,7 @@ void micro_tile(const MicroArgs& a) {
   for (int b = 0; b < a.blocks; ++b) {
     const int count = b + 1 == a.blocks ? a.last : a.channels;
     for (int ky = 0; ky < a.kh; ++ky) {
-      const float* row =
-          static_cast<const float*>(a.panel) + b * a.panel_block + ky * a.panel_row;
+      const float* row = static_cast<const float*>(a.panel) + b * a.panel_block + ky * a.panel_row;
       for (int kx = 0; kx < a.kw; ++kx, row += a.channels) {
         const float* x = row;
         for (const float* end = row + count; x != end; ++x, w += NB * kBlock) {

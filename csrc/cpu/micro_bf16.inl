@@ -58,6 +58,8 @@ void micro_bf16_tile(const MicroArgs& a) {
       const bf16* row = static_cast<const bf16*>(a.panel) + b * a.panel_block + ky * a.panel_row;
       for (int kx = 0; kx < a.kw; ++kx, row += a.channels) {
         for (int i = 0; i < count; i += 2, w += NB * kBlock) {
+          // Opaque: the compiler would split the loop, and spill registers in its second part.
+          __asm__("" : "+r"(i));
           const bf16* x = row + (i < most ? i : most);
           vi weight[J];
 #pragma GCC unroll 8

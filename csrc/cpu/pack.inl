@@ -219,10 +219,10 @@ void pack4(const PackArgs& a) {
     }
     for (int x = 0; x < a.cols && !plain; ++x)
       for (int c = 0; c < a.channels; ++c)
-        store_one(dst + x * pixel + c,
-                  a.src_x[x] >= 0 ? fetch1<T>(a, c, a.src_y[y], a.src_x[x],
-                                              a.combine ? a.res_y[y] : 0, a.combine ? a.res_x[x] : 0)
-                                  : 0.0f);
+        store_one(dst + x * pixel + c, a.src_x[x] >= 0 ? fetch1<T>(a, c, a.src_y[y], a.src_x[x],
+                                                                   a.combine ? a.res_y[y] : 0,
+                                                                   a.combine ? a.res_x[x] : 0)
+                                                       : 0.0f);
   }
 }
 

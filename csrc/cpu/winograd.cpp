@@ -219,8 +219,8 @@ void Conv::winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack)
         a.weights = weights_.data() + phase.group[g] + e * words * lanes;
         for (int piece = 0; piece < pieces; ++piece) {
           const int first = tiles * piece / pieces, last = tiles * (piece + 1) / pieces;
-          a.panel = reinterpret_cast<char*>(v) +
-                    (e * in.out_element + first * kBlock) * factor_bytes();
+          a.panel =
+              reinterpret_cast<char*>(v) + (e * in.out_element + first * kBlock) * factor_bytes();
           a.out = m + e * o.in_element + first * lanes;
           micro(a, last - first, nb);
         }

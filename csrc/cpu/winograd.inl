@@ -2,10 +2,10 @@
 // kernel size r; n points give m = n + 1 - r values. Included inside an instruction set's anonymous
 // namespace.
 //
-// Six points are 0, a, -a, b, -b, infinity, four are 0, 1, -1, infinity. With the usual a = 1, b = 2
-// rounding costs twice as much as with a = 2/3, b = 3/2: products of bfloat16 keep 36 dB of a 3x3
-// convolution with 4x4 outputs, these 42 dB; 2x4 outputs (four points down) keep 46 dB. a*b = 1 also
-// saves a multiplication.
+// Six points are 0, a, -a, b, -b, infinity, four are 0, 1, -1, infinity. With the usual a = 1, b =
+// 2 rounding costs twice as much as with a = 2/3, b = 3/2: products of bfloat16 keep 36 dB of a 3x3
+// convolution with 4x4 outputs, these 42 dB; 2x4 outputs (four points down) keep 46 dB. a*b = 1
+// also saves a multiplication.
 #include "half.inl"
 
 constexpr float kPointA = 2.0f / 3.0f, kPointB = 1.5f;
@@ -40,8 +40,8 @@ void winograd_input_of(const WinogradInput& a) {
       for (int tx = 0; tx < a.tiles_x; tx += MOST)
         for (int j = 0; j < VPB; ++j) {
           const int tiles = a.tiles_x - tx < MOST ? a.tiles_x - tx : MOST;
-          const float* in = a.panel + b * a.panel_block + ty * a.m_y * a.panel_row +
-                            tx * a.m_x * kBlock + j * VL;
+          const float* in =
+              a.panel + b * a.panel_block + ty * a.m_y * a.panel_row + tx * a.m_x * kBlock + j * VL;
           for (int x = 0; x < tiles * a.m_x + NX - a.m_x; ++x) {
             vf line[NY], y[NY];
 #pragma GCC unroll 6
@@ -66,8 +66,7 @@ void winograd_input_of(const WinogradInput& a) {
 }
 
 void winograd_input(const WinogradInput& a) {
-  if (a.bf16)
-    return a.n_y == 4 ? winograd_input_of<4, bf16>(a) : winograd_input_of<6, bf16>(a);
+  if (a.bf16) return a.n_y == 4 ? winograd_input_of<4, bf16>(a) : winograd_input_of<6, bf16>(a);
   winograd_input_of<6, float>(a);
 }
 
