@@ -21,7 +21,7 @@ BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 FILE_LIST    := build/python-files.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format docs clean distclean check-tools FORCE
+.PHONY: help demo test sanitize bench lint format docs clean distclean check-tools FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ demo: $(VENV)/.installed  ## stylise the example photo with every shipped style 
 
 test: $(DEV_VENV)/.installed  ## run the whole test suite (installs torch on the first run)
 	$(DEV)/python -m pytest $(PYTEST_ARGS)
+
+sanitize: $(DEV_VENV)/.installed  ## run the tests of the C++ code with address and undefined-behaviour sanitizers
+	.ci/sanitize $(DEV)/python $(PYTEST_ARGS)
 
 bench: $(DEV_VENV)/.installed  ## measure latency against PyTorch, write benchmarks/results and docs/benchmarks.md
 	$(DEV)/python -m benchmarks.run

@@ -192,6 +192,28 @@ class PackedConv {
   std::unique_ptr<Impl> impl_;
 };
 
+// Where element (n, c, y, x) lies, counted from the first: 64-bit throughout.
+inline int64_t element_offset(const Strided& t, int64_t n, int64_t c, int64_t y, int64_t x) {
+  return n * t.stride_n + c * t.stride_c + y * t.stride_h + x * t.stride_w;
+}
+
+// The stride from one position to the next in row order, when there is one; otherwise -1.
+int64_t position_stride(const Strided& t);
+
+// Throws std::invalid_argument where `t` is empty, its strides are negative, or its elements or
+// bytes cannot be counted in 64 bits. `name` starts the message.
+void check_strided(const Strided& t, const char* name);
+
+// out (n, c, c) = sum over positions of x[i] * x[j] / (c*h*w). Sums are float32 over blocks of 512
+// positions and float64 over blocks, in an order that depends on the shape only: the result is the
+// same for every number of threads. Either the channels or the positions have stride 1.
+void gram_matrix(const Strided& x, float* out, const std::string& isa);
+
+// out (n, c1 + c2, h, w), dense in the order (n, c, h, w), or (n, h, w, c) when `last`. Strides of
+// positions or of channels are 1, or (b) of positions 0: a style without positions.
+void concat_features(const Strided& a, const Strided& b, void* out, bool last,
+                     const std::string& isa);
+
 // ------------------------------------------------------------------ cuda
 
 struct CudaDevice {

@@ -151,6 +151,52 @@ struct ImageRowArgs {
   int preserve_color, bgr;
 };
 
+// gram_matrix works on panels: [channel, padded with zeros to a multiple of 4][kGramPositions].
+constexpr int kGramPositions = 512;
+constexpr int kGramFill = 32;  // positions are filled up with zeros to a multiple of this
+constexpr int kGramTile = 4;   // channels on each side of a tile of the result
+
+// Loads `count` positions of `channels` channels into a panel, as floats (or as the instruction
+// set's multiplication wants them). One of the strides is 1.
+struct GramPackArgs {
+  const void* data;
+  int dtype;                  // DType
+  int64_t channel, position;  // strides in elements
+  int64_t channels;
+  int count;
+  float* panel;
+};
+
+// Adds a panel's products of channels to tiles of double sums: [tile][4][4], the tiles (i, j <= i)
+// of the lower triangle in rows. Rows [first, last) of tiles.
+struct GramTileArgs {
+  const float* panel;
+  int dtype;  // what the panel was loaded from
+  int count;  // positions, a multiple of kGramFill
+  int64_t first, last;
+  double* sums;
+  // What the next panel will load, brought into a cache meanwhile: rows of whole lines.
+  const char* next;
+  int64_t next_rows, next_row, next_lines;  // rows, bytes from row to row, lines in a row
+};
+
+// dst[r*dst_row + c] = src[r*src_row + c*src_col] of elements of `size` bytes (2 or 4).
+struct MoveArgs {
+  const void* src;
+  void* dst;
+  int64_t rows, cols, src_row, src_col, dst_row;
+  int size;
+  bool stream;  // past the caches: the result is larger than they are
+};
+
+// dst[r] = a[r*a_row ...] followed by b[r*b_row ...]: rows of bytes, side by side.
+struct JoinArgs {
+  const char *a, *b;
+  char* dst;
+  int64_t rows, a_row, b_row, a_bytes, b_bytes;
+  bool stream;
+};
+
 struct Kernels {
   const char* name;
   int nb;            // most channel blocks of one register tile
@@ -172,6 +218,10 @@ struct Kernels {
   void (*image_load)(const ImageRowArgs&);
   void (*image_store)(const ImageRowArgs&);
   double (*peak)(int64_t rounds);  // runs multiply-adds; returns their number
+  void (*gram_pack)(const GramPackArgs&);
+  void (*gram_tiles)(const GramTileArgs&);
+  void (*move)(const MoveArgs&);
+  void (*join)(const JoinArgs&);
 };
 
 const Kernels* kernels_scalar();

@@ -13,13 +13,16 @@
 #define FASTGEN_PIXELS2 0
 #define FASTGEN_SMALL3 3  // vectors of pixels x 3 outputs in the small kernel
 #define FASTGEN_SMALL4 2
+#define FASTGEN_GRAM_COLS 2  // 4x2 vectors of sums
 
 namespace fastgen {
 namespace {
 #include "finish.inl"
+#include "gram_matrix.inl"
 #include "image.inl"
 #include "micro.inl"
 #include "micro_bf16.inl"
+#include "move.inl"
 #include "pack.inl"
 #include "winograd.inl"
 }  // namespace
@@ -41,7 +44,11 @@ const Kernels* kernels_avx2() {
                                     depthwise,
                                     image_load,
                                     image_store,
-                                    peak};
+                                    peak,
+                                    gram_pack,
+                                    gram_tiles,
+                                    move,
+                                    join};
   return &table;
 }
 

@@ -13,13 +13,16 @@
 #define FASTGEN_PIXELS2 14  // 14 pixels x 2 vectors, 2 weights, 1 input
 #define FASTGEN_SMALL3 8    // vectors of pixels x 3 outputs in the small kernel
 #define FASTGEN_SMALL4 6
+#define FASTGEN_GRAM_COLS 4  // 4x4 vectors of sums
 
 namespace fastgen {
 namespace {
 #include "finish.inl"
+#include "gram_matrix.inl"
 #include "image.inl"
 #include "micro.inl"
 #include "micro_bf16.inl"
+#include "move.inl"
 #include "pack.inl"
 #include "winograd.inl"
 }  // namespace
@@ -41,7 +44,11 @@ const Kernels* kernels_avx512() {
                                     depthwise,
                                     image_load,
                                     image_store,
-                                    peak};
+                                    peak,
+                                    gram_pack,
+                                    gram_tiles,
+                                    move,
+                                    join};
   return &table;
 }
 

@@ -1,4 +1,8 @@
 // Portable kernels: vectors of 4 floats, which every 64-bit CPU has (SSE2, NEON).
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
+
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -9,8 +13,10 @@
 #define FASTGEN_NB 1
 #if defined(__aarch64__)
 #define FASTGEN_PIXELS1 6  // 32 vector registers
+#define FASTGEN_GRAM_COLS 4
 #else
 #define FASTGEN_PIXELS1 2
+#define FASTGEN_GRAM_COLS 2  // 4x2 vectors of sums
 #endif
 #define FASTGEN_PIXELS2 0
 #define FASTGEN_SMALL3 3  // vectors of pixels x 3 outputs in the small kernel
@@ -19,9 +25,11 @@
 namespace fastgen {
 namespace {
 #include "finish.inl"
+#include "gram_matrix.inl"
 #include "image.inl"
 #include "micro.inl"
 #include "micro_bf16.inl"
+#include "move.inl"
 #include "pack.inl"
 #include "winograd.inl"
 }  // namespace
@@ -43,7 +51,11 @@ const Kernels* kernels_scalar() {
                                     depthwise,
                                     image_load,
                                     image_store,
-                                    peak};
+                                    peak,
+                                    gram_pack,
+                                    gram_tiles,
+                                    move,
+                                    join};
   return &table;
 }
 

@@ -23,12 +23,16 @@ class Packed:
 
     Attributes:
         spec: what was packed.
+        outputs: channels of the result.
     """
 
     def __init__(self, spec: ConvSpec, isa: str = "") -> None:
         from fastgen import _C
 
         self.spec = spec
+        self.outputs, _, kh, kw = spec.weight.shape
+        self._factor, self._stride = spec.upsample, spec.stride
+        self._rows, self._columns = 2 * spec.padding - kh, 2 * spec.padding - kw
         self.run = _C.PackedConv(
             np.asarray(spec.weight, np.float32),
             np.asarray(spec.bias, np.float32),
@@ -44,6 +48,17 @@ class Packed:
             spec.eps,
             isa,
         ).run
+
+    def output(self, x: Any, described: Described, last: bool) -> Any:
+        """A new tensor for the result, in the memory order of the input."""
+        n, _, height, width = described[1]
+        rows = (height * self._factor + self._rows) // self._stride + 1
+        columns = (width * self._factor + self._columns) // self._stride + 1
+        if rows < 1 or columns < 1:
+            raise ValueError(
+                f"the input of {height} rows and {width} columns is smaller than the kernel; pad it"
+            )
+        return empty(x, (n, self.outputs, rows, columns), last)
 
 
 def why_not(op: str) -> str | None:
@@ -82,7 +97,7 @@ def conv(x: Any, handle: Packed, residual: Any = None) -> Any:
         A new tensor in the memory order of ``x``.
     """
     x, described, last = _dense(x)
-    y = _output(x, handle.spec, described, last)
+    y = handle.output(x, described, last)
     other, added = _like(residual, last)
     handle.run(described, describe(y), added)
     del other  # a copy lives until here
@@ -105,8 +120,8 @@ def conv_norm(
         y in the memory order of ``x``, and the (N,O) float32 scale and shift that normalise it.
     """
     x, described, last = _dense(x)
-    y = _output(x, handle.spec, described, last)
-    shape = (described[1][0], handle.spec.weight.shape[0])
+    y = handle.output(x, described, last)
+    shape = (described[1][0], handle.outputs)
     out_scale = empty(x, shape, code=FLOAT32)
     out_shift = empty(x, shape, code=FLOAT32)
     before = [0, 0]
@@ -135,16 +150,6 @@ def _dense(x: Any) -> tuple[Any, Described, bool]:
         x = contiguous(x)
         return x, describe(x), False
     return x, described, last
-
-
-def _output(x: Any, spec: ConvSpec, described: Described, last: bool) -> Any:
-    n, _, height, width = described[1]
-    rows, columns = spec.output_size(height, width)
-    if rows < 1 or columns < 1:
-        raise ValueError(
-            f"the input of {height} rows and {width} columns is smaller than the kernel; pad it"
-        )
-    return empty(x, (n, spec.weight.shape[0], rows, columns), last)
 
 
 def _like(residual: Any, last: bool) -> tuple[Any, Described | None]:

@@ -1,0 +1,119 @@
+"""The C++ implementations on CPU tensors and numpy arrays; `csrc/cpu/` has the kernels.
+
+Inputs are valid already: four axes (a style may have two), none of size 0, dtypes that agree.
+Results are freshly allocated, of the kind of the input.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from fastgen.ops._array import (
+    FLOAT32,
+    Described,
+    address,
+    channels_last,
+    contiguous,
+    describe,
+    empty,
+)
+
+try:
+    from fastgen import _C
+except ImportError as error:
+    _REASON = str(error)
+    _C = None  # type: ignore[assignment]
+
+__all__ = ["concat_features", "gram_matrix", "why_not"]
+
+
+@cache
+def why_not(op: str) -> str | None:
+    """Why this implementation of an op cannot run here, or None."""
+    if _C is None:
+        return f"the C++ extension fastgen._C could not be loaded ({_REASON}); reinstall fastgen"
+    if op in ("gram_matrix", "concat_features"):
+        return None
+    try:
+        convolutions = import_module("fastgen.ops._cpu_conv")
+    except ImportError as error:
+        return f"the C++ convolutions could not be loaded ({error}); reinstall fastgen"
+    return convolutions.why_not(op)
+
+
+def gram_matrix(x: Any, deterministic: bool = False, isa: str = "") -> Any:
+    """Products of all pairs of channels, summed over positions, over C*H*W.
+
+    Sums are float32 over blocks of 512 positions and float64 over blocks. Their order depends on
+    the shape only, so the result is the same bits for any number of threads and on every call:
+    ``deterministic`` changes nothing.
+
+    Args:
+        x: (N,C,H,W) float32, float16 or (torch) bfloat16.
+        deterministic: accepted as every implementation does.
+        isa: instruction set, for tests; "" takes the best.
+
+    Returns:
+        (N,C,C) float32, exactly symmetric.
+    """
+    described = describe(x)
+    shape, strides = described[1], described[2]
+    if not _loads(shape, strides):
+        x = contiguous(x)
+        described = describe(x)
+    n, c = shape[0], shape[1]
+    out = empty(x, (n, c, c), code=FLOAT32)
+    _C.gram_matrix(*described, address(out), isa)
+    return out
+
+
+def concat_features(content: Any, style: Any, isa: str = "") -> Any:
+    """Content and style side by side along channels.
+
+    Args:
+        content: (N,Cc,H,W).
+        style: (N or 1,Cs,H,W), or (N or 1,Cs) for the same values at every position.
+        isa: instruction set, for tests; "" takes the best.
+
+    Returns:
+        (N,Cc+Cs,H,W) in content's dtype and memory format.
+    """
+    a = describe(content)
+    last = channels_last(a[1], a[2])
+    if last is None:
+        content = contiguous(content)
+        a = describe(content)
+    n, channels, h, w = a[1]
+    style, b = _described_style(style, n, h, w)
+    out = empty(content, (n, channels + b[1][1], h, w), bool(last))
+    _C.concat_features(*a, *b, address(out), bool(last), isa)
+    return out
+
+
+def _loads(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether the kernels read these strides: one step from position to position, one of 1."""
+    _, _, h, w = shape
+    _, sc, sh, sw = strides
+    if min(strides) < 0:
+        return False
+    if h == 1 or w == 1:
+        return sc == 1 or (sh if w == 1 else sw) == 1 or h == w
+    return sh == w * sw and (sw == 1 or sc == 1)
+
+
+def _described_style(style: Any, n: int, h: int, w: int) -> tuple[Any, Described]:
+    """A style as (N,Cs,H,W); axes along which it is the same have stride 0."""
+    at, shape, strides, code = describe(style)
+    if len(shape) == 2:
+        if strides[1] != 1 and shape[1] > 1:
+            style = contiguous(style)
+            at, shape, strides, code = describe(style)
+        batch = strides[0] if shape[0] == n else 0
+        return style, (at, (n, shape[1], h, w), (batch, 1, 0, 0), code)
+    if channels_last(shape, strides) is None:
+        style = contiguous(style)
+        at, shape, strides, code = describe(style)
+    batch = strides[0] if shape[0] == n else 0
+    return style, (at, (n, *shape[1:]), (batch, *strides[1:]), code)
