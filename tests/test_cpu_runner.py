@@ -304,6 +304,16 @@ def test_wrong_weights_and_precision() -> None:
     weights = random_weights(graph)
     with pytest.raises(ValueError, match=r"int3.*fp32"):
         cpu.compile(graph, weights, precision="int3")
+    # Every instruction set computes the same numbers; only one is faster for it.
+    x = np.random.default_rng(0).random((1, 3, 32, 40), np.float32)
+    results = [
+        cpu.Runner(graph, weights, 1, isa, precision="bf16").run(x)
+        for isa in cpu._extension().isa_available()
+    ]
+    exact = cpu.compile(graph, weights, precision="auto").run(x)
+    for result in results:
+        assert 0 < np.abs(result - exact).max() < 0.05 * np.abs(exact).max()
+        assert np.abs(result - results[0]).mean() < 2e-3 * np.abs(exact).max()
     with pytest.raises(GraphError, match=r"missing.*down1"):
         cpu.compile(graph, {k: v for k, v in weights.items() if k != "down1.weight"})
     with pytest.raises(GraphError, match=r"unknown.*extra"):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import fastgen
+from fastgen.errors import BackendUnavailable
 
 pytest.importorskip("torch")
 PHOTO = Path(__file__).resolve().parents[1] / "examples" / "coffee.jpg"
@@ -30,6 +31,20 @@ def test_engine_is_within_the_gate_of_the_reference(name: str, photo: np.ndarray
     # The picture is neither the photo nor flat.
     assert np.abs(ours - photo).mean() > 0.05
     assert ours.std() > 0.1
+
+
+@pytest.mark.parametrize("name", fastgen.list_styles())
+def test_bf16_is_within_the_gate_of_the_reference(name: str, photo: np.ndarray) -> None:
+    try:
+        stylizer = fastgen.Stylizer(name, backend="cpu", precision="bf16")
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+    ours = stylizer(photo)
+    reference = fastgen.stylize(photo, name, backend="torch", precision="fp32")
+    error = np.square(np.float64(ours) - reference).mean()
+    # The gate is 40 dB. Above 80 it would not be bfloat16.
+    assert 40 <= -10 * np.log10(error) <= 80
+    assert stylizer.info.precision == "bf16"
 
 
 def test_three_paintings_in_two_sizes_are_shipped() -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Runner", "compile", "why_not"]
 
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "bf16")
 _PLANS = 8  # input shapes whose plans are kept
 
 
@@ -55,6 +55,8 @@ class Runner:
         threads: 1..1024; None takes ``FASTGEN_NUM_THREADS`` or the CPUs of this process.
         isa: an instruction set (``"avx512_bf16"``, ``"avx512"``, ``"avx2"``, ``"scalar"``); None
             takes ``FASTGEN_CPU_ISA`` or the best.
+        precision: ``"fp32"``; ``"bf16"`` rounds the factors of the products to bfloat16, where
+            there are more than 4 outputs, and sums in float32. Only AVX512_BF16 gains from it.
 
     Raises:
         ValueError: threads or instruction set that this machine cannot give.
@@ -62,7 +64,6 @@ class Runner:
     """
 
     backend = "cpu"
-    precision = "fp32"
 
     def __init__(
         self,
@@ -70,13 +71,15 @@ class Runner:
         weights: Mapping[str, Any],
         threads: int | None = None,
         isa: str | None = None,
+        precision: str = "fp32",
     ) -> None:
         if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
             raise ValueError(f"threads is {threads!r}, must be an integer in 1..1024 or None")
         self.graph = graph
+        self.precision = precision
         self._lowered = lower(graph, weights)
         self._engine = _extension().Engine(threads=threads or 0, isa=isa or "")
-        _build(self._engine, self._lowered)
+        _build(self._engine, self._lowered, precision == "bf16")
         for step in self._lowered.steps:  # the engine holds its own packed weights
             if isinstance(step, _steps.ConvStep):
                 step.phases = []
@@ -271,7 +274,7 @@ def plan_values(
     return [(*full[i], offsets[i]) for i in range(len(full))], total, len(outside)
 
 
-def _build(engine: Any, lowered: _steps.Lowered) -> None:
+def _build(engine: Any, lowered: _steps.Lowered, bf16: bool = False) -> None:
     """Gives the steps to the engine, which packs the weights."""
     for _ in lowered.values:
         engine.add_value()
@@ -279,7 +282,7 @@ def _build(engine: Any, lowered: _steps.Lowered) -> None:
         engine.add_slot(slot.channels, slot.scale, slot.shift)
     for step in lowered.steps:
         if isinstance(step, _steps.ConvStep):
-            engine.add_conv(step)
+            engine.add_conv(step, bf16)
         elif isinstance(step, _steps.CopyStep):
             engine.add_copy(step.label, step.source, step.out)
         elif isinstance(step, _steps.StatsStep):
@@ -329,19 +332,28 @@ def compile(
     Args:
         graph: the network.
         weights: arrays by weight name.
-        precision: ``"fp32"``, or ``"auto"``, which is fp32.
+        precision: ``"fp32"``; ``"bf16"``, on a CPU with AVX512_BF16; ``"auto"``, which is fp32.
         threads: 1..1024; None takes ``FASTGEN_NUM_THREADS`` or the CPUs of this process.
 
     Raises:
         ValueError: unknown precision, or threads out of range.
         GraphError: missing, unknown or wrongly shaped weights.
-        BackendUnavailable: the extension module is missing.
+        BackendUnavailable: the extension module is missing, or the CPU has no bfloat16 products.
     """
     if precision not in (*PRECISIONS, "auto"):
         raise ValueError(
             f"backend 'cpu' has no precision {precision!r}; has {', '.join(PRECISIONS)}"
         )
+    precision = "fp32" if precision == "auto" else precision
     try:
-        return Runner(graph, weights, threads)
+        runner = Runner(graph, weights, threads, precision=precision)
     except ImportError as error:
         raise BackendUnavailable(f"backend 'cpu': {error}; reinstall: pip install .") from error
+    if precision == "bf16" and runner.isa != "avx512_bf16":
+        isa = runner.isa
+        runner.close()
+        raise BackendUnavailable(
+            f"backend 'cpu': precision 'bf16' needs AVX512_BF16, this CPU has {isa}; "
+            "take 'fp32'"
+        )
+    return runner
