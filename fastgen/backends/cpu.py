@@ -353,7 +353,6 @@ def compile(
         isa = runner.isa
         runner.close()
         raise BackendUnavailable(
-            f"backend 'cpu': precision 'bf16' needs AVX512_BF16, this CPU has {isa}; "
-            "take 'fp32'"
+            f"backend 'cpu': precision 'bf16' needs AVX512_BF16, this CPU has {isa}; take 'fp32'"
         )
     return runner

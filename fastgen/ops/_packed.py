@@ -56,7 +56,7 @@ class PackedConv:
         )
         self.key = secrets.randbits(62) | 1
         self.tensors: tuple[Any, ...] | None = None
-        if "torch" in sys.modules:
+        if sys.modules.get("torch") is not None:
             self.as_tensors()
         _alive[self.key] = self
 
