@@ -135,6 +135,25 @@ class StylePart:
         self.height = height
         self.width = width
         self.packed = packed
+        self._last: Any = None
+
+    def beside(self, content: Any) -> Any:
+        """The value in the memory format of the contents, made at the first use of that format.
+
+        Otherwise every call would turn it anew, which takes longer than the convolution.
+        """
+        step = content.strides[1] // content.itemsize if isinstance(content, np.ndarray) else 0
+        if (step or content.stride(1)) != 1 or self.value.shape[1] == 1:
+            return self.value
+        if self._last is None:
+            if isinstance(self.value, np.ndarray):
+                rows = np.ascontiguousarray(self.value.transpose(0, 2, 3, 1))
+                self._last = rows.transpose(0, 3, 1, 2)
+            else:
+                import torch
+
+                self._last = self.value.contiguous(memory_format=torch.channels_last)
+        return self._last
 
     def __repr__(self) -> str:
         n, o, _, _ = self.value.shape

@@ -215,7 +215,11 @@ def _apply(content: Any, dtype: str, style: Any, packed: PackedConvConcat, impl:
             f"content is {w}x{h} and the StylePart is for {style.width}x{style.height}; "
             "make one for this size"
         )
-    return apply_packed(content, dtype, packed.content, style.value, impl)
+    value = style.value
+    # Compilers see one tensor; only calls that are carried out at once keep another format of it.
+    if isinstance(content, ndarray) or _dispatch.is_direct(content, value):
+        value = style.beside(content)
+    return apply_packed(content, dtype, packed.content, value, impl)
 
 
 def _pack(
