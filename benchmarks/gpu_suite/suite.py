@@ -167,6 +167,14 @@ class Suite:
             "PYTHONSAFEPATH": "1",  # the tree's package has no extension modules
             "PYTHONUNBUFFERED": "1",
         }
+        # The toolkit is not on every machine's path.
+        homes = [
+            os.environ.get("CUDA_HOME", ""),
+            os.environ.get("CUDA_PATH", ""),
+            "/usr/local/cuda",
+        ]
+        tools = [os.path.join(home, "bin") for home in homes if home]
+        env["PATH"] = os.pathsep.join([env.get("PATH", os.defpath), *filter(os.path.isdir, tools)])
         if self.dry:
             env |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
         return env
@@ -251,7 +259,9 @@ class Suite:
         small = small[::7] if self.dry else small
 
         def sanitize(tool: str) -> tuple[dict[str, Any], list[str]]:
-            return checks.run_sanitizer(tool, small, self.folder, env, seconds, self.device, ROOT)
+            # The race checker is the slowest; nothing else waits for it that long.
+            most = self.budget.share(150 if tool == "racecheck" else seconds)
+            return checks.run_sanitizer(tool, small, self.folder, env, most, self.device, ROOT)
 
         def tests() -> tuple[dict[str, Any], list[str]]:
             return checks.run_tests(ROOT, self.folder, self.stage, env, seconds, self.dry)
