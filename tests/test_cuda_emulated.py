@@ -199,7 +199,7 @@ def test_conv_norm(card: Card, what: str, case: str, channels_last: bool, dtype:
     towards_zero = 2.0**-23 * 3 / 8 * inputs * kernel**2 * ref.abs().max()
     worst = (y.double() - ref).abs() - ROUNDING[dtype] * 1.01 * ref.abs() - towards_zero
     assert float(worst.max()) <= operand + slack * 2e-5
-    assert_statistics(ref, spec, out_scale, out_shift, 1e-5 + operand * 0.05)
+    assert_statistics(ref, spec, out_scale, out_shift, 2e-5 + operand * 0.05)
 
 
 def assert_statistics(
