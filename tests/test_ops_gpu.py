@@ -1,6 +1,6 @@
 """What only a GPU can show of the fused operations: graphs, streams, every tile, odd addresses.
 
-Everything here is enumerated from what can run, so on a machine without a GPU there is nothing.
+Everything here is enumerated from what can run: without a GPU every parameter set is empty.
 """
 
 from __future__ import annotations

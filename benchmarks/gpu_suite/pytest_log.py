@@ -25,7 +25,8 @@ def _text(longrepr: Any) -> str:
     lines = [line for line in str(longrepr).splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("E ")]
     # The first line of an error says what happened; torch adds advice.
-    return (errors[0] if errors else lines[-1] if lines else "").strip()[:300]
+    text = errors[0].removeprefix("E") if errors else lines[-1] if lines else ""
+    return text.strip()[:300]
 
 
 def pytest_exception_interact(node: Any, call: Any, report: Any) -> None:
