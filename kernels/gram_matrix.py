@@ -14,6 +14,9 @@ __all__ = ["gram_matrix", "plan"]
 # Up to so many programs add to one element atomically; beyond, they would queue for it, and a
 # workspace with a second kernel is quicker.
 MAX_ATOMIC_SPLITS = 8
+# The matrix units round their sums towards zero: a sum of squares loses 2^-24 of itself with every
+# product, so no program adds up more positions than this.
+MAX_POSITIONS = 4096
 
 
 def plan(
@@ -49,6 +52,7 @@ def plan(
     blocks = -(-positions // block_p)
     # Two programs per multiprocessor, each with enough steps to fill its pipeline.
     splits = max(1, min(2 * machine.multiprocessors // (n * pairs), blocks // 4))
+    splits = max(splits, -(-positions // MAX_POSITIONS))
     per_split = -(-blocks // splits)
     splits = -(-blocks // per_split)
     factor = 1.0 / (c * positions)

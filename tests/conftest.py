@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +21,17 @@ ROOT = Path(__file__).resolve().parent.parent
 # The same examples on every run and machine, and no time limit: a busy machine is not a bug.
 settings.register_profile("fastgen", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("fastgen")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_tf32() -> None:
+    """Convolutions of torch on a GPU would by default round float32 operands to 10 bits."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # newer versions prefer another name
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
 
 
 @pytest.fixture(scope="session")

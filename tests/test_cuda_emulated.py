@@ -195,9 +195,11 @@ def test_conv_norm(card: Card, what: str, case: str, channels_last: bool, dtype:
     # Where the fp32 norm lands next to a rounding boundary, an operand differs by one bit.
     slack = 16 if dtype == "float32" else 1
     operand = 0.0 if dtype == "float32" else ROUNDING[dtype] * 0.1 * kernel * inputs**0.5
-    worst = (y.double() - ref).abs() - ROUNDING[dtype] * 1.01 * ref.abs()
+    # Every product of 8 (fp32: a third of that) rounds the sum towards zero.
+    towards_zero = 2.0**-23 * 3 / 8 * inputs * kernel**2 * ref.abs().max()
+    worst = (y.double() - ref).abs() - ROUNDING[dtype] * 1.01 * ref.abs() - towards_zero
     assert float(worst.max()) <= operand + slack * 2e-5
-    assert_statistics(ref, spec, out_scale, out_shift, 1e-5 + operand * 0.05)
+    assert_statistics(ref, spec, out_scale, out_shift, 2e-5 + operand * 0.05)
 
 
 def assert_statistics(

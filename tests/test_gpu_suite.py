@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu_suite import build, checks, processes, tables
+from benchmarks.gpu_suite import build, checks, faults, processes, tables
 from benchmarks.gpu_suite.budget import Budget
 from benchmarks.gpu_suite.results import Results, write_atomically
 from benchmarks.gpu_suite.suite import slug
@@ -312,8 +312,59 @@ def test_compiled_rows_join_the_others() -> None:
     assert len(data["ops"]) == 1
     (line,) = tables.compare(data["ops"][0], data["peaks"])
     assert line["over_compile"] == 1.5
+    tables.merge(data["ops"], more | {"rows": [peer | {"p50_us": 60.0}]})  # measured again
+    (line,) = tables.compare(data["ops"][0], data["peaks"])
+    assert line["over_compile"] == 3.0
     tables.merge(data["ops"], more | {"dtype": "float16", "rows": []})
     assert len(data["ops"]) == 2
+
+
+def test_a_second_run_goes_on_from_the_first(tmp_path: Path) -> None:
+    earlier = {"kind": "gpu", "dry_run": False, **_data()}
+    new = {"kind": "gpu", "dry_run": False, "device": {"device": "NVIDIA X1"}}
+    results = Results(tmp_path / "a.json", new)
+    results.continue_from(earlier)
+    assert results.data["ops"] == earlier["ops"]
+    results.done("a long thing")
+    results.done("what was never skipped")
+    assert results.data["skipped"] == []
+    with pytest.raises(ValueError, match="measured on NVIDIA X1, this is NVIDIA X2"):
+        Results(tmp_path / "b.json", new | {"device": {"device": "NVIDIA X2"}}).continue_from(
+            earlier
+        )
+    with pytest.raises(ValueError, match="no result of the GPU suite"):
+        results.continue_from({"kind": "cpu"})
+
+
+def test_what_ruins_a_process_is_told_from_what_does_not() -> None:
+    assert faults.is_lost("conv failed: an illegal memory access was encountered")
+    assert faults.is_lost("CUDA error: misaligned address\nCompile with ...")
+    assert not faults.is_lost("CUDA out of memory. Tried to allocate 2 GiB")
+    assert not faults.is_lost("CUDA error: invalid argument")
+
+
+def test_a_ruined_process_leaves_the_rest_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    from benchmarks.gpu_suite import op_jobs
+
+    called = []
+
+    def ruined(case: Any, values: Any, program: str, layout: str, mode: Any) -> Any:
+        called.append(program)
+        if program == "cuda":
+            raise RuntimeError("gram_matrix failed: an illegal memory access was encountered")
+        return lambda: op_jobs.op_work.reference(case, values)[0]
+
+    monkeypatch.setattr(op_jobs, "_call", ruined)
+    job = {
+        **{"op": "gram_matrix", "case": "1x3x256x256", "dtype": "float32", "tiny": True},
+        **{"programs": ["ref", "cuda", "triton", "eager"], "precisions": ("fp32",)},
+    }
+    result = op_jobs.measure(job, None, "cpu")
+    assert called == ["ref", "cuda"]
+    assert result["rest"] == ["triton", "eager"]
+    assert [row["side"] for row in result["rows"]] == ["ref", "cuda"]
+    assert "illegal memory access" in result["rows"][1]["failed"]
 
 
 def test_page_and_summary_say_what_was_found() -> None:

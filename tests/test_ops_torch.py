@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import re
 import subprocess
@@ -45,12 +46,26 @@ def _gradients(
     return {name: as_float64(v) for name, v in zip(leaves, found, strict=True)}
 
 
+def _exact(case: Case, leaves: dict[str, Any], found: tuple[torch.Tensor, ...]) -> Any:
+    """Float64 results, with the activation on the side of zero on which it was found.
+
+    A sum near zero that rounding takes to the other side has another gradient, which is no error.
+    """
+    if case.op not in ("conv_bn_leaky_relu", "conv_concat"):
+        return call(case, leaves, "ref")
+    slope = case.options.get("negative_slope", 0.2)
+    linear = dataclasses.replace(case, options={**case.options, "negative_slope": 1.0})
+    (z,) = call(linear, leaves, "ref")
+    return (torch.where(found[0].detach().cpu() > 0, z, z * slope),)
+
+
 @pytest.mark.parametrize(("case", "impl", "device", "dtype"), GRADIENTS)
 def test_gradients(case: Case, impl: str, device: str, dtype: str) -> None:
     leaves = _leaves(case, dtype, device)
-    got = _gradients(call(case, leaves, impl), leaves)
+    results = call(case, leaves, impl)
+    got = _gradients(results, leaves)
     exact = {n: t.detach().cpu().double().requires_grad_() for n, t in leaves.items()}
-    want = _gradients(call(case, exact, "ref"), exact)
+    want = _gradients(_exact(case, exact, results), exact)
     for name, value in want.items():
         assert leaves[name].dtype == tensors(case, dtype, device)[name].dtype
         close(got[name], value, GRADIENT_TOLERANCE[dtype], f"gradient of {name}")

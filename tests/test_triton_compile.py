@@ -50,3 +50,14 @@ def test_limits_are_enforced() -> None:
     assert complaints(name, launch, good, 90) == []
     for key, value in (("spill_bytes", SPILL_LIMIT + 1), ("shared_bytes", 2**20), ("wgmma", 0)):
         assert len(complaints(name, launch, good | {key: value}, 90)) == 1
+
+
+def test_long_sums_are_split_on_a_busy_machine() -> None:
+    # Matrix units round towards zero; a batch that fills the machine is no reason for long sums.
+    torch = pytest.importorskip("torch")
+    from benchmarks.triton_resources import MACHINES
+    from fastgen.kernels import gram_matrix
+
+    x = torch.empty(1000, 8, 128, 128, device="meta")
+    _, launches = gram_matrix.plan(x, True, MACHINES[90])
+    assert launches[0].meta["SPLITS"] == 128 * 128 // gram_matrix.MAX_POSITIONS

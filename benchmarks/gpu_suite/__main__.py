@@ -38,6 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
         choices=PARTS,
         help="only this part, beside the build; may be given several times",
     )
+    parser.add_argument(
+        "--add",
+        type=Path,
+        metavar="FILE",
+        help="go on from this result of an earlier run; what is measured again replaces the old",
+    )
     args = parser.parse_args(arguments)
     if not 0.5 <= args.minutes <= 600:
         parser.error(f"--minutes is {args.minutes:g}, must be in 0.5..600")
@@ -47,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         output=(args.output or usual).resolve(),
         minutes=args.minutes,
         parts=tuple(p for p in PARTS if not args.only or p in ("build", *args.only)),
+        add=args.add,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -46,7 +46,7 @@ def build(
     Raises:
         BuildError: a tool is missing, a step failed, or time was up.
     """
-    if shutil.which("cmake") is None:
+    if shutil.which("cmake", path=env.get("PATH")) is None:
         raise BuildError("cmake was not found; install CMake >= 3.20")
     found = subprocess.run(
         [sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, env=env

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks import op_work
+from benchmarks.gpu_suite.faults import is_lost
 from benchmarks.gpu_suite.peaks import PRECISIONS, allow_tf32
 from benchmarks.gpu_suite.timing import Timer
 from benchmarks.op_cases import Case, by_name
@@ -30,7 +31,8 @@ def measure(job: dict[str, Any], timer: Timer | None, device: str) -> dict[str, 
         device: ``"cuda"`` or ``"cpu"``.
 
     Returns:
-        The job's identity, costs, and ``rows``: one for each side, layout and precision.
+        The job's identity, costs, and ``rows``: one for each side, layout and precision. When a
+        program has ruined the process, ``rest`` names those that another process has to run.
     """
     case = by_name(job["op"], job["case"])
     case = case.tiny() if job["tiny"] else case
@@ -38,33 +40,52 @@ def measure(job: dict[str, Any], timer: Timer | None, device: str) -> dict[str, 
     # The truth is computed where no kernel under test runs: tiny ones on the host.
     home = "cpu" if job["tiny"] else device
     truth: dict[bool, list[torch.Tensor]] = {}
-    for program in job["programs"]:
-        for layout in _layouts(case, program):
-            values = op_work.inputs(case, job["dtype"], device, layout)
-            of_peer = program in _PEERS
-            if of_peer not in truth:
-                truth[of_peer] = _truth(case, values, home, of_peer)
-            for precision in job["precisions"] if of_peer else ("own",):
-                row: dict[str, Any] = {"side": program, "layout": layout}
-                allow_tf32(of_peer and PRECISIONS[precision][1])
-                try:
-                    call = _call(case, values, program, layout, job.get("mode"))
-                    row |= _checked(case, job["dtype"], precision, call, truth[of_peer])
-                except ImplUnavailable as error:
-                    row["refused"] = one_line(error)
-                except (ValueError, TypeError, RuntimeError) as error:
-                    row["failed"] = one_line(error)
-                    if "CUDA error" in str(error):  # the context is lost: a new process goes on
-                        raise
-                if timer and not row.keys() & {"refused", "failed", "wrong"}:
-                    row |= timer.measure(call, job["seconds"])
-                rows.append(row)
-    if timer and case.op == "concat_features" and "eager" in job["programs"]:
+    rest: dict[str, list[str]] = {}
+    for at, program in enumerate(job["programs"]):
+        rows += _rows(case, job, program, truth, home, timer, device)
+        if is_lost(rows[-1].get("failed", "")):
+            rest = {"rest": job["programs"][at + 1 :]}
+            break
+    if timer and case.op == "concat_features" and "eager" in job["programs"] and not rest:
         rows.append(_copy(case, job, timer, device))
     allow_tf32(False)
     identity = {key: job[key] for key in ("op", "case", "dtype", "tiny")}
     costs = {"flops": case.flops, "bytes": case.bytes_moved(job["dtype"])}
-    return {**identity, **costs, "rows": rows}
+    return {**identity, **costs, "rows": rows, **rest}
+
+
+def _rows(
+    case: Case,
+    job: dict[str, Any],
+    program: str,
+    truth: dict[bool, list[torch.Tensor]],
+    home: str,
+    timer: Timer | None,
+    device: str,
+) -> list[dict[str, Any]]:
+    """One program in its layouts and precisions, up to an error that ruins the process."""
+    rows: list[dict[str, Any]] = []
+    of_peer = program in _PEERS
+    for layout in _layouts(case, program):
+        values = op_work.inputs(case, job["dtype"], device, layout)
+        if of_peer not in truth:
+            truth[of_peer] = _truth(case, values, home, of_peer)
+        for precision in job["precisions"] if of_peer else ("own",):
+            row: dict[str, Any] = {"side": program, "layout": layout}
+            rows.append(row)
+            allow_tf32(of_peer and PRECISIONS[precision][1])
+            try:
+                call = _call(case, values, program, layout, job.get("mode"))
+                row |= _checked(case, job["dtype"], precision, call, truth[of_peer])
+                if timer and "wrong" not in row:
+                    row |= timer.measure(call, job["seconds"])
+            except ImplUnavailable as error:
+                row["refused"] = one_line(error)
+            except Exception as error:  # compilers raise what they like
+                row["failed"] = one_line(error) or type(error).__name__
+                if is_lost(str(error)):
+                    return rows
+    return rows
 
 
 def _truth(case: Case, values: op_work.Values, home: str, of_peer: bool) -> list[torch.Tensor]:

@@ -9,6 +9,8 @@ import json
 import os
 from typing import Any
 
+from benchmarks.gpu_suite.faults import is_lost
+
 
 def _write(line: dict[str, Any]) -> None:
     path = os.environ.get("FASTGEN_SUITE_LOG")
@@ -22,7 +24,15 @@ def _text(longrepr: Any) -> str:
         return str(longrepr[2])
     lines = [line for line in str(longrepr).splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("E ")]
-    return (errors or lines or [""])[-1].strip()[:300]
+    # The first line of an error says what happened; torch adds advice.
+    text = errors[0].removeprefix("E") if errors else lines[-1] if lines else ""
+    return text.strip()[:300]
+
+
+def pytest_exception_interact(node: Any, call: Any, report: Any) -> None:
+    """Ends a worker of xdist that has lost its GPU context; another takes its place."""
+    if "PYTEST_XDIST_WORKER" in os.environ and is_lost(str(call.excinfo.value)):
+        os._exit(70)  # the report of this test has already been sent
 
 
 def pytest_runtest_logreport(report: Any) -> None:

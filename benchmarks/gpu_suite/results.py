@@ -28,6 +28,24 @@ class Results:
             "networks": [],
         }
 
+    def continue_from(self, earlier: dict[str, Any]) -> None:
+        """Goes on from what an earlier run on the same device found.
+
+        Raises:
+            ValueError: it is no result of this suite, or of another device.
+        """
+        if earlier.get("kind") != "gpu" or not {"device", "ops", "parts"} <= earlier.keys():
+            raise ValueError("it is no result of the GPU suite")
+        ours, theirs = (d["device"].get("device") for d in (self.data, earlier))
+        if (ours, self.data["dry_run"]) != (theirs, earlier["dry_run"]):
+            raise ValueError(f"it was measured on {theirs}, this is {ours}; start a new file")
+        self.data |= earlier
+
+    def done(self, text: str) -> None:
+        """Takes back what an earlier :meth:`skip` said."""
+        while text in self.data["skipped"]:
+            self.data["skipped"].remove(text)
+
     def problem(self, text: str) -> None:
         """Notes what makes the run a failure."""
         self.data["problems"].append(text)

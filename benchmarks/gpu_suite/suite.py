@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import re
 import subprocess
@@ -43,12 +44,14 @@ class Options:
         output: folder of the result.
         minutes: for everything.
         parts: which of ``PARTS``.
+        add: result of an earlier run on this device, to go on from.
     """
 
     dry_run: bool
     output: Path
     minutes: float
     parts: tuple[str, ...] = PARTS
+    add: Path | None = None
 
 
 def slug(name: str) -> str:
@@ -73,6 +76,8 @@ class Suite:
         self.folder = ROOT / "build" / "gpu_suite"
         self.stage: Path | None = None
         self.results: Results | None = None
+        self._elapsed_before = 0.0
+        self._again: list[dict[str, Any]] = []  # what is left of jobs that ruined their process
 
     # ------------------------------------------------------------------ running
 
@@ -96,6 +101,15 @@ class Suite:
                 "host": machine.describe(),
             },
         )
+        if self.options.add:
+            try:
+                earlier = json.loads(self.options.add.read_text("utf-8"))
+                self.results.continue_from(earlier)
+            except (OSError, ValueError) as error:
+                print(f"gpu_suite: --add {self.options.add}: {error}", file=sys.stderr)
+                return 2
+            self.results.path = self.options.output / self.options.add.name
+            self._elapsed_before = float(earlier.get("elapsed_s", 0))
         if "build" in self.options.parts and not self._part("build", self._build):
             return self._finish()  # nothing of ours can be shown without it
         if "tests" in self.options.parts:
@@ -116,7 +130,7 @@ class Suite:
 
     def _finish(self) -> int:
         results = self.found
-        results.data["elapsed_s"] = round(self.budget.elapsed(), 1)
+        results.data["elapsed_s"] = round(self._elapsed_before + self.budget.elapsed(), 1)
         self._save()
         print(tables.summary(results.data))
         print(f"{results.path} and {results.path.with_suffix('.md')}")
@@ -153,6 +167,14 @@ class Suite:
             "PYTHONSAFEPATH": "1",  # the tree's package has no extension modules
             "PYTHONUNBUFFERED": "1",
         }
+        # The toolkit is not on every machine's path.
+        homes = [
+            os.environ.get("CUDA_HOME", ""),
+            os.environ.get("CUDA_PATH", ""),
+            "/usr/local/cuda",
+        ]
+        tools = [os.path.join(home, "bin") for home in homes if home]
+        env["PATH"] = os.pathsep.join([env.get("PATH", os.defpath), *filter(os.path.isdir, tools)])
         if self.dry:
             env |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
         return env
@@ -237,7 +259,9 @@ class Suite:
         small = small[::7] if self.dry else small
 
         def sanitize(tool: str) -> tuple[dict[str, Any], list[str]]:
-            return checks.run_sanitizer(tool, small, self.folder, env, seconds, self.device, ROOT)
+            # The race checker is the slowest; nothing else waits for it that long.
+            most = self.budget.share(150 if tool == "racecheck" else seconds)
+            return checks.run_sanitizer(tool, small, self.folder, env, most, self.device, ROOT)
 
         def tests() -> tuple[dict[str, Any], list[str]]:
             return checks.run_tests(ROOT, self.folder, self.stage, env, seconds, self.dry)
@@ -313,8 +337,12 @@ class Suite:
     def _keep_op(self, job: dict[str, Any], result: dict[str, Any]) -> None:
         results = self.found
         if "failed" in result:
-            results.problem(f"{_title(job)}: {result['failed']}")
+            # What a peer cannot do, or not in time, is no fault of ours.
+            note = results.skip if set(job["programs"]) <= {"eager", "compile"} else results.problem
+            note(f"{_title(job)}: {result['failed']}")
         else:
+            if rest := result.pop("rest", []):
+                self._again.append(job | {"programs": rest})
             for row in result["rows"]:
                 ours = row["side"] not in ("eager", "compile", "copy")
                 said = row.get("wrong") or row.get("failed")
@@ -323,6 +351,7 @@ class Suite:
                 elif said:
                     results.skip(f"{_title(job)} {row['side']} {row['layout']}: {said}")
             tables.merge(results.data["ops"], result)
+            results.done(_title(job))
         results.save()
 
     def _ops(self) -> None:
@@ -338,6 +367,9 @@ class Suite:
         order = {"float16": 0, "float32": 1, "bfloat16": 2}
         jobs.sort(key=lambda job: order[job["dtype"]])
         self._jobs(jobs, "ops", 200, 60, self._keep_op)
+        while self._again:
+            jobs, self._again = self._again, []
+            self._jobs(jobs, "ops-again", 60, 60, self._keep_op)
 
     def _networks(self) -> None:
         self._run_networks(["eager", "graph", "backends"], 60, 40)
@@ -366,6 +398,7 @@ class Suite:
                 self.found.problem(f"{_title(job)}: {result['failed']}")
             else:
                 tables.merge(self.found.data["networks"], result)
+                self.found.done(_title(job))
             self.found.save()
 
         self._jobs(jobs, f"networks-{programs[0]}", seconds, each, keep)
@@ -373,7 +406,17 @@ class Suite:
     def _compile(self) -> None:
         """torch.compile is slow to start, so it comes last and takes what is left."""
         dtypes = ("float32",) if self.dry else ("float16", "float32", "bfloat16")
-        jobs = [job for dtype in dtypes for job in self._op_jobs("op", dtype)]
+        known = {
+            (entry["op"], entry["case"], entry["dtype"])
+            for entry in self.found.data["ops"]
+            if any(row["side"] == "compile" and "p50_us" in row for row in entry["rows"])
+        }
+        jobs = [
+            job
+            for dtype in dtypes
+            for job in self._op_jobs("op", dtype)
+            if (job["op"], job["case"], job["dtype"]) not in known
+        ]
         for job in jobs:
             job["programs"] = ["compile"]
             job["mode"] = "default" if self.dry else "max-autotune"
@@ -381,7 +424,7 @@ class Suite:
             jobs = [job | {"precisions": ("fp32",)} for job in jobs[:1]]
         else:
             self._run_networks_if_time(len(jobs))
-        self._jobs(jobs, "compile", 400, 45, self._keep_op)
+        self._jobs(jobs, "compile", 400, 90, self._keep_op)
 
     def _run_networks_if_time(self, jobs: int) -> None:
         """The compiled style network first, when the time is enough for some operations too."""

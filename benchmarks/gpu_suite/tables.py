@@ -16,17 +16,22 @@ _PEERS = ("eager", "compile", "copy")
 
 
 def merge(entries: list[dict[str, Any]], result: dict[str, Any]) -> None:
-    """Adds a job's rows to the entry of the same operation, case and type."""
+    """Adds a job's rows to the entry of the same operation, case and type; they replace older."""
     identity = _identity(result)
+    new = [_side(row) for row in result["rows"]]
     for entry in entries:
         if _identity(entry) == identity:
-            entry["rows"] += result["rows"]
+            entry["rows"] = [r for r in entry["rows"] if _side(r) not in new] + result["rows"]
             return
     entries.append(result)
 
 
 def _identity(entry: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in entry.items() if k not in ("rows", "flops", "bytes", "weights")}
+
+
+def _side(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["side"], row["layout"], row.get("precision")
 
 
 def _fastest(rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:

@@ -86,7 +86,8 @@ class DeviceTimer(Timer):
 
     def __init__(self) -> None:
         cache = torch.cuda.get_device_properties(0).L2_cache_size
-        size = max(256 << 20, 8 * cache)
+        # Long enough to read that the host has queued even a call of several kernels from Python.
+        size = max(1 << 30, 8 * cache)
         self._buffer = torch.ones(size // 4, device="cuda")
 
     def sync(self) -> None:

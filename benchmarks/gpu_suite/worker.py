@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_suite import network_jobs, op_jobs, peaks
+from benchmarks.gpu_suite.faults import is_lost
 from benchmarks.gpu_suite.timing import Timer, make_timer
 from benchmarks.op_cases import OPS
 from fastgen import ops
@@ -83,10 +84,12 @@ def main() -> None:
             except Exception as error:  # whatever a library raises belongs to this job only
                 result = {"failed": one_line(error) or type(error).__name__}
                 _say({"done": index, "result": result})
-                if "CUDA error" in str(error):
+                if is_lost(str(error)):
                     sys.exit(3)
                 continue
             _say({"done": index, "result": result})
+            if "rest" in result:
+                sys.exit(3)
 
 
 def _say(message: dict[str, Any]) -> None:

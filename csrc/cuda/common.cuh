@@ -235,7 +235,9 @@ struct Chunk {
 // A warp's (16 kM) x (8 kN) piece of a product, for one step of 32 bytes of depth.
 //
 // fp32 operands are split into two tf32 values each and multiplied three times (3xTF32): the lost
-// term is the product of both low parts, 2^-22 of the result, so the error is that of fp32.
+// term is the product of both low parts, 2^-22 of the result, so products are as good as fp32's.
+// Their sum is rounded towards zero by each mma: up to 2^-23 of it, three times for 8 of depth.
+// (Steps of their own, added by rounding to nearest, would avoid that but spill on sm_90a.)
 template <class T, int kM, int kN>
 struct WarpTile {
   float c[kM][kN][4];

@@ -20,6 +20,9 @@ namespace gpu {
 namespace {
 
 constexpr int kThreads = 256, kLineBytes = 128;
+// Tensor cores round their sums towards zero, so a sum of squares loses 2^-24 of itself with every
+// product: ranges end before that shows.
+constexpr int kMaxLines = 128;
 constexpr int kSumLanes = 32, kSumGroups = 8;  // of the second kernel
 
 struct GramArgs {
@@ -248,6 +251,7 @@ GramPlan plan_of(int64_t n, int64_t c, int64_t pixels, bool channels_last, int d
     // One block per multiprocessor, but not less than four lines for each.
     const int64_t wanted = up(limits.multiprocessors, n * g.pairs);
     g.ranges = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, g.lines / 4));
+    g.ranges = std::max(g.ranges, up(g.lines, kMaxLines));
     g.lines_per_range = up(g.lines, g.ranges);
     g.ranges = up(g.lines, g.lines_per_range);
     const int64_t strip = channels_last && size == 4 ? (tile + 8) * 4 * depth : tile * kLineBytes;

@@ -239,8 +239,10 @@ def _run(
         workspace = _workspace(floats if statistics else 0, device)
         out_scale = out_shift = None
         if statistics:
-            out_scale, out_shift = torch.empty(
-                (2, n, handle.outputs), dtype=torch.float32, device=device
+            # Two allocations: results of an operator must not share memory.
+            out_scale, out_shift = (
+                torch.empty((n, handle.outputs), dtype=torch.float32, device=device)
+                for _ in range(2)
             )
         handle.native.run(
             _address(x),

@@ -223,6 +223,14 @@ float operand(const uint32_t word, int part, Operand kind) {
 //   a[e]: row g + 8 (e % 2);  b[e]: column g;  c[e]: row g + 8 (e / 2), column 2 q + e % 2
 //   16 bits: a[e] depth 2 q + 8 (e / 2) + {0, 1};  b[e]: 2 q + 8 e + {0, 1}
 //   tf32:    a[e] depth q + 4 (e / 2);             b[e]: q + 4 e
+// Products are exact and the accumulator drops what does not fit: tensor cores round towards zero,
+// so long sums of one sign come out low.
+float truncated(double x) {
+  const float nearest = static_cast<float>(x);
+  const bool away = std::fabs(static_cast<double>(nearest)) > std::fabs(x);
+  return away ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
 void run_mma(Warp& warp, Operand kind) {
   const int parts = kind == kTf32 ? 1 : 2, depth = 8 * parts;
   float a[16][16], b[16][8];
@@ -236,13 +244,15 @@ void run_mma(Warp& warp, Operand kind) {
         b[parts * q + depth / 2 * e + part][g] = operand(lane.b[e], part, kind);
     }
   }
-  float product[16][8] = {};
+  double product[16][8] = {};
   for (int i = 0; i < 16; ++i)
     for (int k = 0; k < depth; ++k)
-      for (int j = 0; j < 8; ++j) product[i][j] += a[i][k] * b[k][j];
+      for (int j = 0; j < 8; ++j) product[i][j] += static_cast<double>(a[i][k]) * b[k][j];
   for (int l = 0; l < kWarp; ++l)
-    for (int e = 0; e < 4; ++e)
-      warp.lanes[l].c[e] += product[l / 4 + 8 * (e / 2)][2 * (l % 4) + e % 2];
+    for (int e = 0; e < 4; ++e) {
+      float& c = warp.lanes[l].c[e];
+      c = truncated(c + product[l / 4 + 8 * (e / 2)][2 * (l % 4) + e % 2]);
+    }
 }
 
 // Lane l names row l % 8 of matrix l / 8 and receives, from matrix i, elements 2 (l % 4) + {0, 1}
