@@ -130,24 +130,28 @@ def is_direct(*tensors: Any) -> bool:
     ``torch.ops.fastgen``, a few microseconds slower.
 
     Args:
-        tensors: torch tensors or None.
+        tensors: torch tensors on one device, or None behind the first one.
     """
     import torch
 
     if torch.compiler.is_compiling():
         return False
-    grad = torch.is_grad_enabled()
+    c = torch._C
+    grad, plain = c.is_grad_enabled(), torch.Tensor
     for tensor in tensors:
         if tensor is None:
             continue
         # A Parameter without gradient is as plain as a Tensor; other subclasses may do anything.
-        if type(tensor) is not torch.Tensor and type(tensor) is not torch.nn.Parameter:
+        # A tensor that is stored with the opposite sign is made an ordinary one by torch.
+        if (
+            (type(tensor) is not plain and type(tensor) is not torch.nn.Parameter)
+            or (grad and tensor.requires_grad)
+            or tensor.is_neg()
+        ):
             return False
-        if (grad and tensor.requires_grad) or tensor.is_meta:
-            return False
-    c = torch._C
     return (
-        c._len_torch_dispatch_stack() == 0
+        not tensors[0].is_meta  # the others are where the first one is
+        and c._len_torch_dispatch_stack() == 0
         and c._len_torch_function_stack() == 0
         and c._functorch.peek_interpreter_stack() is None
         and c._get_tracing_state() is None
