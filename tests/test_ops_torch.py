@@ -488,15 +488,3 @@ def test_torch_func_is_refused_or_works() -> None:
         else:
             with pytest.raises(NotImplementedError, match="name impl 'ref', or use backward"):
                 torch.func.grad(total)(x)
-
-
-@pytest.mark.parametrize("more", [{"padding": 1}, {"upsample": 2}, {"stride": 2}], ids=str)
-def test_second_derivatives(more: dict[str, int]) -> None:
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 2, 5, 4, dtype=torch.float64, generator=g).requires_grad_()
-    w = torch.randn(2, 2, 3, 3, dtype=torch.float64, generator=g).requires_grad_()
-    check = torch.autograd.gradgradcheck
-    assert check(ops.gram_matrix, x)
-    assert check(lambda v: ops.concat_features(v, v), x)
-    assert check(lambda v, u: ops.conv_bn_leaky_relu(v, u, **more), (x, w))
-    assert check(lambda v, u: ops.conv_instance_norm(v, u, **more), (x, w))

@@ -6,6 +6,7 @@ is ``FASTGEN_NUM_THREADS`` or the CPUs this process may use.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from fastgen.ops._array import (
     Dense,
     address,
     dense,
-    describe,
     empty,
     empty_like,
 )
@@ -147,16 +147,18 @@ def conv_norm(
             f"scale and shift are {scale.dtype} of the shapes {tuple(scale.shape)} and "
             f"{tuple(shift.shape)}, must be float32 of {size}"
         )
+    # Copies, where they are needed, live until the call is over.
+    at: Callable[[Any], int]
     if isinstance(x, np.ndarray):
-        # Copies, where they are needed, live until the call is over.
         scale, shift = (np.require(v, requirements=("C", "A")) for v in (scale, shift))
-        places = [address(v) for v in (scale, shift, out_scale, out_shift)]
+        at = address
     else:
         scale, shift = scale.contiguous(), shift.contiguous()
-        places = [v.data_ptr() for v in (scale, shift, out_scale, out_shift)]
-        if not (places[0] and places[1]):
-            raise ValueError("scale or shift has no memory")
-    handle.run(described, address(y), added, *places)
+        at = type(x).data_ptr
+    before, after = at(scale), at(shift)
+    if not (before and after):
+        raise ValueError("scale or shift has no memory")
+    handle.run(described, at(y), added, before, after, at(out_scale), at(out_shift))
     return y, out_scale, out_shift
 
 

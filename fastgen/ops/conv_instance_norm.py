@@ -220,21 +220,20 @@ def _check_load(x: Any, dtype: str, norm: Any, load_slope: float, residual: Any)
     if not isinstance(norm, tuple | list) or len(norm) != 2:
         raise TypeError("norm must be the pair (scale, shift) of an earlier call")
     wanted = "float64" if dtype == "float64" else "float32"
-    n, channels, _, _ = x.shape
-    size, kind, array = (n, channels), type(x), isinstance(x, ndarray)
-    here = array or x.is_cpu
-    for value in norm:
-        # What nearly every call is; anything else is looked at more closely.
-        if (
-            type(value) is not kind
-            or value.shape != size
-            or not here
-            or not (array or value.is_cpu)
-            or _check.dtype_name("norm", value) != wanted
-        ):
-            _check_norm(norm, x, wanted, size)
-            break
-    return _check.as_contiguous(norm[0]), _check.as_contiguous(norm[1])
+    scale, shift = norm
+    shape = x.shape
+    size, kind, array = (shape[0], shape[1]), type(x), isinstance(x, ndarray)
+    # What nearly every call is; anything else is looked at more closely.
+    if not (
+        type(scale) is type(shift) is kind
+        and scale.shape == shift.shape == size
+        and (array or (x.is_cpu and scale.is_cpu and shift.is_cpu))
+        and scale.dtype == shift.dtype
+        and _check.dtype_name("scale", scale) == wanted
+        and (array or scale.layout == shift.layout)
+    ):
+        _check_norm(norm, x, wanted, size)
+    return _check.as_contiguous(scale), _check.as_contiguous(shift)
 
 
 def _check_norm(norm: Any, x: Any, wanted: str, size: tuple[int, int]) -> None:
