@@ -134,7 +134,7 @@ def test_detection() -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_an_odd_channel_meets_no_stale_memory(isa: str) -> None:
-    """Inputs are multiplied in pairs; the last of 17 has none, and memory of earlier runs is reused."""
+    """Inputs are multiplied in pairs; the last of 17 has none. Memory of earlier runs is reused."""
     need_isa(isa)
     attrs = {"kernel": 1, "stride": 1, "padding": 0, "padding_mode": "zeros"}
     nodes = (
