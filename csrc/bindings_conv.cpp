@@ -2,6 +2,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "fastgen.h"
@@ -20,31 +21,68 @@ std::vector<float> floats(const FloatArray& array) {
   return std::vector<float>(array.data(), array.data() + array.size());
 }
 
-// (address, (n, c, h, w), strides in elements, dtype) of fastgen/ops/_array.py, or None.
+int64_t integer(PyObject* item) {
+  const long long value = PyLong_AsLongLong(item);
+  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return int64_t{value};
+}
+
+void four(PyObject* tuple, int64_t* a, int64_t* b, int64_t* c, int64_t* d) {
+  // torch.Size and torch's strides are tuples, too.
+  if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) != 4)
+    throw std::invalid_argument("a tensor must be (N,C,H,W)");
+  int64_t* to[4] = {a, b, c, d};
+  for (int i = 0; i < 4; ++i) *to[i] = integer(PyTuple_GET_ITEM(tuple, i));
+}
+
+// Strides of a dense tensor. Sizes that cannot be are refused later, so overflow does no harm.
+void set_dense(Strided* s, bool last) {
+  const auto times = [](int64_t a, int64_t b) {
+    return static_cast<int64_t>(static_cast<uint64_t>(a) * static_cast<uint64_t>(b));
+  };
+  s->stride_w = last ? s->c : 1;
+  s->stride_h = times(s->w, s->stride_w);
+  s->stride_c = last ? 1 : times(s->h, s->stride_h);
+  s->stride_n = last ? times(s->h, s->stride_h) : times(s->c, s->stride_c);
+}
+
+// (address, (n, c, h, w), strides in elements, dtype) of fastgen/ops/_array.py, or None. True
+// in place of strides: dense in the order (n, h, w, c), False: (n, c, h, w).
 Strided strided(const py::handle& o) {
   Strided s;
   if (o.is_none()) return s;
   if (!PyTuple_Check(o.ptr()) || PyTuple_GET_SIZE(o.ptr()) != 4)
     throw std::invalid_argument("a tensor is (address, shape, strides, dtype)");
-  const auto integer = [](PyObject* item) {
-    const long long value = PyLong_AsLongLong(item);
-    if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
-    return int64_t{value};
-  };
-  const auto four = [&](PyObject* tuple, int64_t* a, int64_t* b, int64_t* c, int64_t* d) {
-    // torch.Size and torch's strides are tuples, too.
-    if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) != 4)
-      throw std::invalid_argument("a tensor must be (N,C,H,W)");
-    int64_t* to[4] = {a, b, c, d};
-    for (int i = 0; i < 4; ++i) *to[i] = integer(PyTuple_GET_ITEM(tuple, i));
-  };
   PyObject* t = o.ptr();
   s.data = PyLong_AsVoidPtr(PyTuple_GET_ITEM(t, 0));
   if (PyErr_Occurred()) throw py::error_already_set();
   four(PyTuple_GET_ITEM(t, 1), &s.n, &s.c, &s.h, &s.w);
-  four(PyTuple_GET_ITEM(t, 2), &s.stride_n, &s.stride_c, &s.stride_h, &s.stride_w);
+  PyObject* strides = PyTuple_GET_ITEM(t, 2);
+  if (PyBool_Check(strides)) {
+    set_dense(&s, strides == Py_True);
+  } else {
+    four(strides, &s.stride_n, &s.stride_c, &s.stride_h, &s.stride_w);
+  }
   s.dtype = static_cast<int>(integer(PyTuple_GET_ITEM(t, 3)));
   return s;
+}
+
+// The result at an address, dense in the order of the input, which must be given as a bool.
+Strided result(const PackedConvSpec& spec, const Strided& x, PyObject* order, void* data) {
+  if (!PyBool_Check(order)) throw std::invalid_argument("the order of the result is not known");
+  Strided y;
+  y.data = data;
+  y.dtype = x.dtype;
+  y.n = x.n;
+  y.c = spec.outputs;
+  const auto side = [&](int64_t size, int kernel) {
+    const int64_t padded = std::min<int64_t>(size, int64_t{1} << 40) * spec.upsample;
+    return (padded + 2 * spec.padding - kernel) / spec.stride + 1;
+  };
+  y.h = side(x.h, spec.kh);
+  y.w = side(x.w, spec.kw);
+  set_dense(&y, order == Py_True);
+  return y;
 }
 
 std::unique_ptr<PackedConv> make(const FloatArray& weight, const FloatArray& bias, int stride,
@@ -82,7 +120,11 @@ std::unique_ptr<PackedConv> make(const FloatArray& weight, const FloatArray& bia
 void run(const PackedConv& conv, const py::handle& x, const py::handle& y,
          const py::handle& residual, uintptr_t scale, uintptr_t shift, uintptr_t out_scale,
          uintptr_t out_shift) {
-  const Strided from = strided(x), to = strided(y), other = strided(residual);
+  const Strided from = strided(x), other = strided(residual);
+  if (!other.data && !residual.is_none()) throw std::invalid_argument("the residual has no memory");
+  const Strided to = PyLong_Check(y.ptr()) ? result(conv.spec(), from, PyTuple_GET_ITEM(x.ptr(), 2),
+                                                    PyLong_AsVoidPtr(y.ptr()))
+                                           : strided(y);
   py::gil_scoped_release release;
   conv.run(from, to, other, reinterpret_cast<const float*>(scale),
            reinterpret_cast<const float*>(shift), reinterpret_cast<float*>(out_scale),
@@ -100,6 +142,8 @@ void bind_conv_ops(py::module_& m) {
            py::arg("isa") = "")
       .def("run", &run, py::arg("x"), py::arg("y"), py::arg("residual"), py::arg("scale") = 0,
            py::arg("shift") = 0, py::arg("out_scale") = 0, py::arg("out_shift") = 0,
-           "Tensors are (address, shape, strides, dtype); scale and shift are addresses.")
+           "Tensors are (address, shape, strides, dtype), scale and shift are addresses; a y that "
+           "is "
+           "an address is dense in the order of x.")
       .def_property_readonly("isa", &PackedConv::isa);
 }

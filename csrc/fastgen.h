@@ -180,8 +180,10 @@ void gram_matrix(const Strided& x, float* out, const std::string& isa);
 void concat_features(const Strided& a, const Strided& b, void* out, bool last,
                      const std::string& isa);
 
-// What a fused convolution is packed from: y = leaky_relu(conv(pad(upsample(load(x)))) + bias +
-// residual), load(x) = leaky_relu(x*scale + shift, load_slope) + residual with a norm on load.
+// What a fused convolution is packed from: y = leaky_relu(conv(pad(upsample(x))) + bias +
+// residual), or with statistics y = conv(pad(upsample(load(x)))) + bias, where load(x) =
+// leaky_relu(x*scale + shift, load_slope) + residual; scale is 1 and shift 0 where they are not
+// given.
 struct PackedConvSpec {
   int inputs = 0, outputs = 0, kh = 0, kw = 0;
   std::vector<float> weight, bias;  // (outputs, inputs, kh, kw) and (outputs)

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cpu_cases import ISAS, need_isa
+from cpu_cases import ISAS, need_isa, random_weights
 
+from fastgen.backends.cpu import Runner
+from fastgen.graph import Dim, Graph, Input, Node
 from fastgen.ops import _cpu_conv
 from fastgen.ops._spec import ConvSpec
 
@@ -128,3 +130,23 @@ def test_detection() -> None:
     if "avx512bw" not in flags:
         pytest.skip("no AVX-512")
     assert ("avx512_bf16" in _c.isa_available()) == ("avx512_bf16" in flags)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_an_odd_channel_meets_no_stale_memory(isa: str) -> None:
+    """Inputs are multiplied in pairs; the last of 17 has none. Memory of earlier runs is reused."""
+    need_isa(isa)
+    attrs = {"kernel": 1, "stride": 1, "padding": 0, "padding_mode": "zeros"}
+    nodes = (
+        Node("n", "norm", ("x",), {"kind": "batch", "eps": 0.1}),
+        Node("a", "conv", ("n",), {**attrs, "out_channels": 17}),
+        Node("y", "conv", ("a",), {**attrs, "out_channels": 20}),
+    )
+    shape = (Dim("N"), 17, Dim("H"), Dim("W"))
+    graph = Graph("odd", (Input("x", shape),), nodes, {"y": "y"})
+    runner = Runner(graph, random_weights(graph), threads=1, isa=isa, precision="bf16")
+    x = np.random.default_rng(0).normal(size=(1, 17, 5, 6)).astype(np.float32)
+    expected = runner.run(x)
+    assert np.isfinite(expected).all()
+    runner.run(np.full((1, 17, 60, 60), np.nan, np.float32))
+    np.testing.assert_array_equal(runner.run(x), expected)

@@ -174,6 +174,21 @@ def test_special_values(isa: str) -> None:
         assert got.isnan().sum() == 1
 
 
+def test_pixels_do_not_touch_their_neighbours(isa: str) -> None:
+    # Nor what lies behind the last one: products of bfloat16 take inputs in pairs.
+    for inputs in (1, 2, 3, 4, 17, 33):
+        for dtype in BOUNDS:
+            weight = np.ones((20, inputs, 1, 1), np.float32)
+            spec = ConvSpec(weight, np.zeros(20, np.float32), dtype=str(dtype)[6:])
+            handle = _cpu_conv.pack_conv(spec, isa=isa)
+            for last in (False, True):
+                for value in (float("nan"), float("inf")):
+                    x = _tensor(0, (1, inputs, 5, 7), dtype, last)
+                    x[:, 0, 2, 3] = x[:, -1, 4, 6] = value
+                    got = _cpu_conv.conv(x, handle)
+                    assert (~got.isfinite()).sum() == 2 * 20
+
+
 def test_results_are_rounded_to_nearest_even(isa: str) -> None:
     # 256 + k/2 has its ties where bfloat16 has a step of 2, float16 of 1/4: scale by 1/8 as well.
     x = torch.arange(-3000, 3000, dtype=torch.float32).reshape(1, 1, 60, 100)
@@ -305,6 +320,61 @@ def test_threads_at_once() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_tensors_without_memory_are_errors() -> None:
+    case = (1, 20, 9, 11, 24, 3, 1, 1, 1, "reflect")
+    x = _tensor(0, case[:4], torch.float32, False)
+    freed = x.clone()
+    freed.untyped_storage().resize_(0)
+    for residual in (None, x):
+        with pytest.raises(ValueError, match="no memory"):
+            _cpu_conv.conv(freed, _cpu_conv.pack_conv(_spec(case)), residual)
+    one = np.ones(24, np.float32)
+    handle = _cpu_conv.pack_conv(_spec(case, gamma=one, beta=one))
+    with pytest.raises(ValueError, match="no memory"):
+        _cpu_conv.conv_norm(x, handle, residual=freed)
+    scale, empty = torch.ones(1, 20), torch.ones(1, 20)
+    empty.untyped_storage().resize_(0)
+    for pair in ((empty, empty), (scale, empty), (empty, scale)):
+        with pytest.raises(ValueError, match="no memory"):
+            _cpu_conv.conv_norm(x, handle, *pair)
+    for pair in ((scale.double(),) * 2, (scale[:, 1:],) * 2, (scale, scale.half())):
+        with pytest.raises(ValueError, match="must be float32 of"):
+            _cpu_conv.conv_norm(x, handle, *pair)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_threads_of_a_forked_child_can_run() -> None:
+    """The first calls in the child come from several threads at once."""
+    case = (1, 32, 40, 40, 32, 3, 1, 1, 1, "zeros")
+    handle = _cpu_conv.pack_conv(_spec(case))
+    x = _tensor(0, case[:4], torch.float32, True).numpy()
+    expected = _cpu_conv.conv(x, handle)
+    context = multiprocessing.get_context("fork")
+
+    def child(writer: Any) -> None:
+        start = threading.Barrier(8)
+        right: list[bool] = []
+
+        def work() -> None:
+            start.wait()
+            right.extend(np.array_equal(_cpu_conv.conv(x, handle), expected) for _ in range(3))
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        writer.send(len(right) == 24 and all(right))
+
+    for _ in range(10):
+        reader, writer = context.Pipe(duplex=False)
+        process = context.Process(target=child, args=(writer,))
+        process.start()
+        assert reader.poll(60)
+        assert reader.recv()
+        process.join(60)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -411,3 +411,24 @@ def test_adapter() -> None:
         assert is_last(turned) in (True, None if min(shape) == 0 else shape[1] != 1)
     assert is_last(x[:, :, ::2]) is None
     assert _cpu.why_not("gram_matrix") is None
+
+
+def test_strides_of_axes_of_size_one_mean_nothing(isa: str) -> None:
+    for shape in (
+        (1, 3, 4, 5),
+        (2, 1, 4, 5),
+        (2, 3, 1, 5),
+        (2, 3, 4, 1),
+        (1, 1, 1, 1),
+        (1, 5, 1, 1),
+    ):
+        for last in (False, True):
+            x = make(shape, "float32", last)
+            for odd in (-4, 0, 4 << 40):
+                strides = tuple(odd if s == 1 else t for s, t in zip(shape, x.strides, strict=True))
+                turned = np.lib.stride_tricks.as_strided(x, shape, strides)
+                got = _cpu.gram_matrix(turned, isa=isa)
+                np.testing.assert_array_equal(got, _cpu.gram_matrix(x, isa=isa))
+                for a, b in ((turned, x), (x, turned), (turned, turned)):
+                    got = _cpu.concat_features(a, b, isa=isa)
+                    np.testing.assert_array_equal(got, np.concatenate([x, x], 1))

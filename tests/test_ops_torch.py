@@ -431,3 +431,75 @@ def test_the_page_about_ops_runs(repo_root: Any) -> None:
     assert len(blocks) > 3
     for block in blocks:
         exec(block, {"ops": ops})
+
+
+def test_tensors_that_are_stored_with_the_opposite_sign() -> None:
+    """Torch keeps a minus sign as a bit beside the numbers; their address knows nothing of it."""
+    g = torch.Generator().manual_seed(0)
+    x, w = torch.randn(2, 8, 6, 7, generator=g), torch.randn(8, 8, 3, 3, generator=g)
+    scale = torch.randn(2, 8, generator=g)
+    packed = ops.pack_conv_bn(w, padding=1)
+    normed = ops.pack_conv_instance_norm(w, padding=1)
+
+    def results(sign: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+        return [
+            ops.gram_matrix(torch.cat([sign(x), x], 1)),
+            ops.concat_features(sign(x), x),
+            ops.concat_features(x, sign(x)),
+            ops.concat_features(x, sign(scale)),
+            ops.conv_bn_leaky_relu(sign(x), packed),
+            ops.conv_bn_leaky_relu(x, packed, residual=sign(x)),
+            ops.conv_bn_leaky_relu(x, sign(w)),
+            ops.conv_bn_leaky_relu(x, ops.pack_conv_bn(sign(w), sign(scale)[0])),
+            *ops.conv_instance_norm(sign(x), normed),
+            *ops.conv_instance_norm(x, normed, norm=(sign(scale), scale), residual=sign(x)),
+            *ops.conv_instance_norm(x, sign(w)),
+        ]
+
+    for got, want in zip(results(torch._neg_view), results(torch.neg), strict=True):
+        torch.testing.assert_close(got, want)
+    z = torch.complex(x, x).conj().imag
+    assert z.is_neg()
+    torch.testing.assert_close(
+        ops.conv_bn_leaky_relu(z, packed), ops.conv_bn_leaky_relu(-x, packed)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_any_dtype_are_packed(dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(0)
+    x, w = torch.randn(1, 8, 5, 6, generator=g).to(dtype), torch.randn(4, 8, 3, 3, generator=g)
+    w, v = w.to(dtype), torch.rand(4, generator=g).to(dtype)
+    exact = x.double(), w.double(), v.double()
+    bound = {"rtol": 4e-2, "atol": 4e-2}
+    want = ops.conv_bn_leaky_relu(*exact, gamma=exact[2], var=exact[2])
+    for weight in (w, ops.pack_conv_bn(w, v, gamma=v, var=v)):
+        rest = () if weight is not w else (v, v, None, None, v)
+        got = ops.conv_bn_leaky_relu(x, weight, *rest)
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.double(), want, **bound)
+    want = ops.conv_instance_norm(*exact)
+    for weight in (w, ops.pack_conv_instance_norm(w, v)):
+        found = ops.conv_instance_norm(x, weight, *(() if weight is not w else (v,)))
+        for got, expected in zip(found, want, strict=True):
+            torch.testing.assert_close(got.double(), expected, **bound)
+    both = ops.pack_conv_concat(w, v, content_channels=3)
+    got = ops.conv_concat(x[:, :3], x[:, 3:], both)
+    torch.testing.assert_close(got.double(), ops.conv_bn_leaky_relu(*exact), **bound)
+
+
+def test_torch_func_is_refused_or_works() -> None:
+    x = torch.randn(2, 3, 5, 4)
+    for impl in ops.impls("gram_matrix"):
+        if impl not in ("cpu", "ref"):
+            continue
+
+        def total(v: torch.Tensor, impl: str = impl) -> torch.Tensor:
+            return ops.gram_matrix(v, impl=impl).square().sum()
+
+        if impl == "ref":
+            want = torch.autograd.grad(total(leaf := x.clone().requires_grad_()), leaf)[0]
+            torch.testing.assert_close(torch.func.grad(total)(x), want)
+        else:
+            with pytest.raises(NotImplementedError, match="name impl 'ref', or use backward"):
+                torch.func.grad(total)(x)

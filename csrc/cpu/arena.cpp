@@ -4,6 +4,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 #include <fstream>
 
 namespace fastgen {
@@ -25,6 +27,29 @@ size_t memory_limit() {
 }
 
 }  // namespace
+
+#if defined(__SANITIZE_ADDRESS__)
+
+// For the sanitizer every block has its own size and is new and full of NaN, so that what lies
+// behind it, or was never written, is not read unnoticed.
+void Arena::reserve(size_t bytes) {
+  release();
+  void* block = nullptr;
+  if (bytes > memory_limit() || posix_memalign(&block, 64, std::max<size_t>(bytes, 64)))
+    throw OutOfMemory("the cpu backend cannot allocate " + std::to_string(bytes >> 20) +
+                      " MiB for this input size; use a smaller image");
+  std::memset(block, 0xff, bytes);
+  data_ = static_cast<float*>(block);
+  size_ = bytes;
+}
+
+void Arena::release() {
+  std::free(data_);
+  data_ = nullptr;
+  size_ = 0;
+}
+
+#else
 
 void Arena::reserve(size_t bytes) {
   constexpr size_t kHuge = size_t{2} << 20;
@@ -51,5 +76,7 @@ void Arena::release() {
   data_ = nullptr;
   size_ = 0;
 }
+
+#endif
 
 }  // namespace fastgen

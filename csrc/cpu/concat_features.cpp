@@ -51,6 +51,7 @@ void check_strided(const Strided& t, const char* name) {
   for (int i = 0; i < 4; ++i) {
     if (sizes[i] < 1)
       fail("has an axis of size " + std::to_string(sizes[i]) + ", must be at least 1");
+    if (sizes[i] == 1) continue;  // its stride leads nowhere, whatever it is
     if (strides[i] < 0) fail("has a negative stride; copy it");
     if (__builtin_mul_overflow(count, sizes[i], &count) || count > (int64_t{1} << 56) ||
         __builtin_mul_overflow(sizes[i] - 1, strides[i], &step) ||
@@ -77,9 +78,10 @@ void concat_features(const Strided& a, const Strided& b, void* out, bool last,
     throw std::invalid_argument("the result is larger than the address space; use smaller inputs");
   const auto part = [&](const Strided& t, int64_t channel) {
     const int64_t position = position_stride(t);
+    const int64_t across = t.c == 1 ? 1 : t.stride_c;
     const auto* from = static_cast<const char*>(t.data);
-    Part p{from, t.stride_n, t.stride_c, position, channel * positions, t.c, positions};
-    if (last) p = {from, t.stride_n, position, t.stride_c, channel, positions, t.c};
+    Part p{from, t.stride_n, across, position, channel * positions, t.c, positions};
+    if (last) p = {from, t.stride_n, position, across, channel, positions, t.c};
     if (position < 0 || (p.col > 1 && p.row != 1) || (last && p.col == 0))
       throw std::invalid_argument("an input has other strides than NCHW or channels_last; copy it");
     return p;

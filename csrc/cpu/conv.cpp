@@ -26,7 +26,10 @@ int64_t align16(int64_t floats) { return ceil_div(floats, 16) * 16; }
 
 Conv::Conv(ConvSpec spec, const Kernels& isa) : spec_(std::move(spec)), isa_(&isa) {
   check();
-  bf16_ = spec_.products == kBFloat16 && !spec_.small;
+  // A single factor for each output would be paired with that of the next pixel.
+  const bool single = std::any_of(spec_.phases.begin(), spec_.phases.end(),
+                                  [&](const PhaseSpec& p) { return p.kw * spec_.inputs == 1; });
+  bf16_ = spec_.products == kBFloat16 && !spec_.small && !single;
   split_upsampling();
   winograd_size();
   span();

@@ -189,11 +189,14 @@ void Engine::Impl::execute(const Plan& plan, const std::vector<float*>& external
   context.externals = &externals;
   for (size_t s = 0; s < slots.size(); ++s) {
     if (slots[s].scale.empty()) continue;
+    // Products of bfloat16 meet an odd last channel together with the one behind it: what that is
+    // multiplied by is 0, but it must be a number.
+    const auto fill = [&](const std::vector<float>& from, float* to) {
+      std::fill(std::copy(from.begin(), from.end(), to), to + plan.slot_padded[s], 0.0f);
+    };
     for (int64_t n = 0; n < plan.slot_images[s]; ++n) {
-      std::copy(slots[s].scale.begin(), slots[s].scale.end(),
-                context.scale(static_cast<int>(s), n));
-      std::copy(slots[s].shift.begin(), slots[s].shift.end(),
-                context.shift(static_cast<int>(s), n));
+      fill(slots[s].scale, context.scale(static_cast<int>(s), n));
+      fill(slots[s].shift, context.shift(static_cast<int>(s), n));
     }
   }
   std::vector<StepTime> measured;

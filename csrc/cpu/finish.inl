@@ -30,7 +30,8 @@ void finish_lanes(const FinishArgs& a, int b, int j, int n) {
   const float cross = share * static_cast<float>(a.before);
   float* stats = a.stats + b * 3 * kBlock + j * VL;
   const vf pivot = a.before ? load(stats) : value(0);
-  const vf base = a.before ? pivot + load(stats + kBlock) : pivot;
+  const vf old = a.before ? load(stats + kBlock) : vf{};
+  const vf base = pivot + old;  // rounded where the mean is large beside the spread
   vf sum{}, squares{};
   for (int p = 0; p < a.pixels; ++p) {
     const vf y = value(p);
@@ -40,9 +41,10 @@ void finish_lanes(const FinishArgs& a, int b, int j, int n) {
     squares += d * d;
   }
   const vf delta = sum * (1.0f / count);
-  const vf mean = base - pivot + delta * share;
+  const vf apart = base - pivot - old + delta;  // from the mean so far
+  const vf mean = old + apart * share;
   squares -= sum * delta;
-  if (a.before) squares += load(stats + 2 * kBlock) + delta * delta * cross;
+  if (a.before) squares += load(stats + 2 * kBlock) + apart * apart * cross;
   store(stats, pivot);
   store(stats + kBlock, mean);
   store(stats + 2 * kBlock, squares);

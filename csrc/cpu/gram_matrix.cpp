@@ -69,7 +69,7 @@ void finish_rows(const Split& s, const double* sums, int64_t first, int64_t last
 void gram_matrix(const Strided& x, float* out, const std::string& isa) {
   check_strided(x, "x");
   const int64_t position = position_stride(x), positions = x.h * x.w;
-  if (position < 0 || (position != 1 && x.stride_c != 1))
+  if (position < 0 || (position != 1 && x.c > 1 && x.stride_c != 1))
     throw std::invalid_argument("x has other strides than NCHW or channels_last; copy it");
   if (x.c > (int64_t{1} << 20))
     throw std::invalid_argument("x has " + std::to_string(x.c) +

@@ -1,6 +1,6 @@
 #include "op_pool.h"
 
-#include <unistd.h>
+#include <pthread.h>
 
 #include <memory>
 #include <new>
@@ -13,20 +13,23 @@ namespace {
 struct Shared {
   std::mutex mutex;
   std::unique_ptr<Pool> pool;
-  pid_t owner = getpid();
 };
 
-// Never destroyed: worker threads must not be joined while static objects go away.
-Shared& shared() {
-  static Shared* instance = new Shared;
-  // A forked child has neither the workers nor, perhaps, an unlocked mutex.
-  if (instance->owner != getpid()) {
-    new (&instance->mutex) std::mutex;
-    (void)instance->pool.release();
-    instance->owner = getpid();
-  }
-  return *instance;
+// Never destroyed: worker threads must not be joined while static objects go away. Made when the
+// library is loaded, so that no fork happens in between.
+Shared* make_shared_state() {
+  static Shared* state = nullptr;
+  state = new Shared;
+  // A forked child has neither the workers nor, perhaps, an unlocked mutex. It is put right before
+  // it has a second thread that could look on.
+  (void)pthread_atfork(nullptr, nullptr, [] {
+    new (&state->mutex) std::mutex;
+    (void)state->pool.release();
+  });
+  return state;
 }
+
+Shared& shared = *make_shared_state();
 
 }  // namespace
 
@@ -36,7 +39,7 @@ int op_threads() {
 }
 
 void op_parallel(int64_t items, const Pool::Job& job) {
-  Shared& s = shared();
+  Shared& s = shared;
   std::unique_lock<std::mutex> lock(s.mutex, std::try_to_lock);
   if (!lock || items == 1) {
     for (int64_t i = 0; i < items; ++i) job(i, 0);

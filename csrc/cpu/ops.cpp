@@ -120,7 +120,9 @@ class Given final : public Step {
   void run(const Context& c) const override {
     const Value& m = c.value(mean_);
     const Value& v = c.value(var_);
-    for (int64_t n = 0; n < m.shape.n; ++n)
+    for (int64_t n = 0; n < m.shape.n; ++n) {
+      // Shift follows scale; what lies behind their last channels must be a number, too.
+      std::fill_n(c.scale(norm_.slot, n), 2 * c.plan->slot_padded[norm_.slot], 0.0f);
       for (int64_t i = 0; i < m.shape.c; ++i) {
         double s = 1.0 / std::sqrt(double{c.data(var_)[n * v.image + i]} + double{norm_.eps});
         if (!norm_.weight.empty()) s *= norm_.weight[i];
@@ -128,6 +130,7 @@ class Given final : public Step {
         c.scale(norm_.slot, n)[i] = static_cast<float>(s);
         c.shift(norm_.slot, n)[i] = static_cast<float>(b - c.data(mean_)[n * m.image + i] * s);
       }
+    }
   }
 
  private:

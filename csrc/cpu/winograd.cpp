@@ -7,6 +7,7 @@ namespace {
 
 constexpr int kColumns = 6;  // points in each row of a transformed tile
 constexpr int64_t kTransformed = 560 * 1024, kMostTiles = 32;
+constexpr int64_t kMostDown = kMostTiles * 36 / 24 * 2;  // tiles in a column, at most
 constexpr int kLeast = 16;  // inputs and outputs with which the transforms are worth their time
 
 // G g: row i holds the powers of point i over the product of its distances to the others; the
@@ -146,7 +147,7 @@ void Conv::winograd_plan(const ConvShape& s, int threads, StepPlan* out) const {
   const int64_t strips = s.images * out->tiles_x;
   double best = 0;
   int64_t down = 1;
-  for (int64_t n = std::min(rows, std::max<int64_t>(1, most / across)); n >= 1; --n) {
+  for (int64_t n = std::min({rows, std::max<int64_t>(1, most / across), kMostDown}); n >= 1; --n) {
     const int64_t items = strips * ceil_div(rows, n);
     const double tiles = static_cast<double>(n * across);
     const double busy = static_cast<double>(strips * rows) /
@@ -202,7 +203,7 @@ void Conv::winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack)
   o.m_y = size;
   o.m_x = winograd_;
   o.out = rows;
-  std::vector<int64_t> done(ty, 0);  // pixels of each part
+  int64_t done[kMostDown] = {};  // pixels of each part
   for (const Phase& phase : phases_) {
     const int64_t height = phase_count(t.row, t.rows, phase.ry, c.shape->out.h);
     const int64_t width = phase_count(t.column, t.columns, phase.rx, c.shape->out.w);

@@ -20,10 +20,23 @@ except ImportError:  # then nothing reads an address, either; see why_not of the
         return array.ctypes.data
 
 
-__all__ = ["FLOAT32", "Described", "address", "channels_last", "contiguous", "describe", "empty"]
+__all__ = [
+    "FLOAT32",
+    "Dense",
+    "Described",
+    "address",
+    "channels_last",
+    "contiguous",
+    "dense",
+    "describe",
+    "empty",
+    "empty_like",
+]
 
 # Address, shape, strides in elements, dtype code.
 Described = tuple[int, tuple[int, ...], tuple[int, ...], int]
+# The same with "channels last" in place of the strides.
+Dense = tuple[int, tuple[int, ...], bool, int]
 
 FLOAT32 = 0  # DType of csrc/fastgen.h; float16 is 1, bfloat16 is 2
 _NAMES = ("float32", "float16", "bfloat16")
@@ -68,6 +81,33 @@ def describe(x: Any) -> Described:
     return x.data_ptr(), x.shape, x.stride(), code
 
 
+def dense(x: Any) -> tuple[Any, Dense]:
+    """A (N,C,H,W) tensor, or a contiguous copy where it is dense in neither order.
+
+    Args:
+        x: as for :func:`describe`.
+
+    Returns:
+        The tensor, to be kept alive, and its description.
+    """
+    if isinstance(x, np.ndarray):
+        at, shape, strides, code = describe(x)
+        last = channels_last(shape, strides)
+        if last is None:
+            x = contiguous(x)
+            at, last = array_address(x), False
+        return x, (at, shape, last, code)
+    code_ = _CODES.get(x.dtype)
+    if code_ is None:
+        code_ = _torch_code(x.dtype)
+    last = False
+    if not x.is_contiguous():
+        last = x.is_contiguous(memory_format=sys.modules["torch"].channels_last)
+        if not last:
+            x = x.contiguous()
+    return x, (x.data_ptr(), x.shape, last, code_)
+
+
 def address(x: Any) -> int:
     """Where the first element of a tensor lies."""
     return array_address(x) if isinstance(x, np.ndarray) else x.data_ptr()
@@ -97,8 +137,8 @@ def channels_last(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool | No
 
 
 def contiguous(x: Any) -> Any:
-    """A dense (N,C,H,W) copy of a tensor of other strides; itself when it is that already."""
-    return np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x.contiguous()
+    """A dense (N,C,H,W) copy of a tensor of other strides."""
+    return np.array(x, order="C") if isinstance(x, np.ndarray) else x.contiguous()
 
 
 def empty(like: Any, shape: tuple[int, ...], last: bool = False, code: int | None = None) -> Any:
@@ -124,6 +164,11 @@ def empty(like: Any, shape: tuple[int, ...], last: bool = False, code: int | Non
     if last:
         return torch.empty(*shape, dtype=dtype, memory_format=torch.channels_last)
     return torch.empty(*shape, dtype=dtype)
+
+
+def empty_like(x: Any) -> Any:
+    """A second tensor like one that :func:`empty` has made."""
+    return np.empty_like(x) if isinstance(x, np.ndarray) else sys.modules["torch"].empty_like(x)
 
 
 def _dense(shape: tuple[int, ...], strides: tuple[int, ...], order: tuple[int, ...]) -> bool:

@@ -31,6 +31,7 @@ MAX_KERNEL = 15
 MAX_PADDING = 1024
 
 _NUMPY = {np.dtype(name): name for name in ("float32", "float16", "float64")}
+_TORCH: dict[Any, str] = {}  # names of torch's dtypes that have been met
 
 
 def dtype_name(name: str, x: Any) -> str:
@@ -53,11 +54,15 @@ def dtype_name(name: str, x: Any) -> str:
         raise TypeError(
             f"{name} is a {type(x).__name__}, must be a torch tensor or numpy array; convert it"
         )
-    found = str(x.dtype)[6:]  # torch.float32
-    if found not in DTYPES:
-        raise TypeError(
-            f"{name} has the dtype {found}, must be {', '.join(DTYPES)}; convert it with .to"
-        )
+    found = _TORCH.get(x.dtype)
+    if found is None:
+        found = str(x.dtype)[6:]  # torch.float32
+        if found not in DTYPES:
+            raise TypeError(
+                f"{name} has the dtype {found}, must be {', '.join(DTYPES)}; convert it with .to"
+            )
+        if not torch.compiler.is_compiling():
+            _TORCH[x.dtype] = found
     if x.layout is not torch.strided:
         raise TypeError(f"{name} has the layout {x.layout}, must be dense; use to_dense()")
     return found
@@ -67,9 +72,13 @@ def features(name: str, x: Any) -> tuple[int, int, int, int]:
     """(N, C, H, W) of an array that :func:`dtype_name` has accepted.
 
     Raises:
+        TypeError: a nested tensor.
         ValueError: not four sizes, or one of them is 0.
     """
-    shape = x.shape
+    try:
+        shape = x.shape
+    except RuntimeError:
+        raise TypeError(f"{name} is a nested tensor, must be dense; pad it") from None
     if len(shape) != 4 or 0 in shape:
         raise ValueError(
             f"{name} has the shape {tuple(shape)}, must be (N,C,H,W) with every size >= 1"

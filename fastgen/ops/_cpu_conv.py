@@ -6,11 +6,19 @@ is ``FASTGEN_NUM_THREADS`` or the CPUs this process may use.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from fastgen.ops._array import FLOAT32, Described, channels_last, contiguous, describe, empty
+from fastgen.ops._array import (
+    FLOAT32,
+    Dense,
+    address,
+    dense,
+    empty,
+    empty_like,
+)
 from fastgen.ops._spec import ConvSpec
 
 __all__ = ["Packed", "conv", "conv_norm", "pack_conv", "why_not"]
@@ -24,13 +32,14 @@ class Packed:
     Attributes:
         spec: what was packed.
         outputs: channels of the result.
+        inputs: channels of the input.
     """
 
     def __init__(self, spec: ConvSpec, isa: str = "") -> None:
         from fastgen import _C
 
         self.spec = spec
-        self.outputs, _, kh, kw = spec.weight.shape
+        self.outputs, self.inputs, kh, kw = spec.weight.shape
         self._factor, self._stride = spec.upsample, spec.stride
         self._rows, self._columns = 2 * spec.padding - kh, 2 * spec.padding - kw
         self.run = _C.PackedConv(
@@ -49,7 +58,7 @@ class Packed:
             isa,
         ).run
 
-    def output(self, x: Any, described: Described, last: bool) -> Any:
+    def output(self, x: Any, described: Dense) -> Any:
         """A new tensor for the result, in the memory order of the input."""
         n, _, height, width = described[1]
         rows = (height * self._factor + self._rows) // self._stride + 1
@@ -58,7 +67,7 @@ class Packed:
             raise ValueError(
                 f"the input of {height} rows and {width} columns is smaller than the kernel; pad it"
             )
-        return empty(x, (n, self.outputs, rows, columns), last)
+        return empty(x, (n, self.outputs, rows, columns), described[2])
 
 
 def why_not(op: str) -> str | None:
@@ -96,11 +105,13 @@ def conv(x: Any, handle: Packed, residual: Any = None) -> Any:
     Returns:
         A new tensor in the memory order of ``x``.
     """
-    x, described, last = _dense(x)
-    y = handle.output(x, described, last)
-    other, added = _like(residual, last)
-    handle.run(described, describe(y), added)
-    del other  # a copy lives until here
+    x, described = dense(x)
+    y = handle.output(x, described)
+    if residual is None:
+        handle.run(described, address(y), None)
+    else:
+        residual, added = _like(residual, described[2])
+        handle.run(described, address(y), added)
     return y
 
 
@@ -119,56 +130,44 @@ def conv_norm(
     Returns:
         y in the memory order of ``x``, and the (N,O) float32 scale and shift that normalise it.
     """
-    x, described, last = _dense(x)
-    y = handle.output(x, described, last)
-    shape = (described[1][0], handle.outputs)
-    out_scale = empty(x, shape, code=FLOAT32)
-    out_shift = empty(x, shape, code=FLOAT32)
-    before = [0, 0]
-    if scale is not None:
-        # Contiguous copies, where they are needed, live until the call is over.
-        scale, shift = _matrix(scale, described[1]), _matrix(shift, described[1])
-        before = [describe(scale)[0], describe(shift)[0]]
-    other, added = _like(residual, last)
-    handle.run(
-        described,
-        describe(y),
-        added,
-        *before,
-        describe(out_scale)[0],
-        describe(out_shift)[0],
-    )
-    del other  # a copy lives until here
+    x, described = dense(x)
+    y = handle.output(x, described)
+    n = described[1][0]
+    out_scale = empty(x, (n, handle.outputs), code=FLOAT32)
+    out_shift = empty_like(out_scale)
+    added = None
+    if residual is not None:
+        residual, added = _like(residual, described[2])
+    if scale is None:
+        handle.run(described, address(y), added, 0, 0, address(out_scale), address(out_shift))
+        return y, out_scale, out_shift
+    size, dtype = (n, handle.inputs), out_scale.dtype
+    if not (scale.shape == shift.shape == size and scale.dtype == shift.dtype == dtype):
+        raise ValueError(
+            f"scale and shift are {scale.dtype} of the shapes {tuple(scale.shape)} and "
+            f"{tuple(shift.shape)}, must be float32 of {size}"
+        )
+    # Copies, where they are needed, live until the call is over.
+    at: Callable[[Any], int]
+    if isinstance(x, np.ndarray):
+        scale, shift = (np.require(v, requirements=("C", "A")) for v in (scale, shift))
+        at = address
+    else:
+        scale, shift = scale.contiguous(), shift.contiguous()
+        at = type(x).data_ptr
+    before, after = at(scale), at(shift)
+    if not (before and after):
+        raise ValueError("scale or shift has no memory")
+    handle.run(described, at(y), added, before, after, at(out_scale), at(out_shift))
     return y, out_scale, out_shift
 
 
-def _dense(x: Any) -> tuple[Any, Described, bool]:
-    """x or a dense copy of it, its description, and whether its channels are last in memory."""
-    described = describe(x)
-    last = channels_last(described[1], described[2])
-    if last is None:
-        x = contiguous(x)
-        return x, describe(x), False
-    return x, described, last
-
-
-def _like(residual: Any, last: bool) -> tuple[Any, Described | None]:
-    """The residual, or a copy in the memory order of the input; the caller keeps it alive."""
-    if residual is None:
-        return None, None
-    described = describe(residual)
-    if channels_last(described[1], described[2]) is last:
-        return residual, described
+def _like(residual: Any, last: bool) -> tuple[Any, Dense]:
+    """The residual or a copy, in the memory order of the input; the caller keeps it alive."""
+    kept, described = dense(residual)
+    if described[2] is last:
+        return kept, described
+    # In an order of its own. One that fits both is taken for contiguous.
     copy = empty(residual, described[1], last)
     copy[...] = residual
-    return copy, describe(copy)
-
-
-def _matrix(values: Any, shape: tuple[int, ...]) -> Any:
-    """(N,I) float32, contiguous."""
-    _, given, strides, code = describe(values)
-    if tuple(given) != (shape[0], shape[1]) or code != FLOAT32:
-        raise ValueError(
-            f"scale and shift have the shape {tuple(given)}, must be {(shape[0], shape[1])} float32"
-        )
-    return values if strides == (shape[1], 1) else contiguous(values)
+    return copy, (address(copy), described[1], last, described[3])

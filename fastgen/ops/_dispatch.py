@@ -30,6 +30,7 @@ _MODULES = {
     for impl in IMPLS
 }
 
+_state: Any = None  # functions that tell what torch is doing, and its module of forward-mode AD
 _usable: dict[tuple[str, str], ModuleType] = {}
 _resolved: dict[tuple[str, str, str, str], tuple[ModuleType, ...]] = {}
 
@@ -130,29 +131,44 @@ def is_direct(*tensors: Any) -> bool:
     ``torch.ops.fastgen``, a few microseconds slower.
 
     Args:
-        tensors: torch tensors or None.
+        tensors: torch tensors on one device, or None behind the first one.
     """
     import torch
 
     if torch.compiler.is_compiling():
         return False
-    grad = torch.is_grad_enabled()
+    global _state
+    if _state is None:
+        c = torch._C
+        _state = (
+            c.is_grad_enabled,
+            c._len_torch_dispatch_stack,
+            c._len_torch_function_stack,
+            c._functorch.peek_interpreter_stack,
+            c._get_tracing_state,
+            torch.autograd.forward_ad,
+        )
+    grad_enabled, modes, function_modes, transform, tracing, forward = _state
+    if (
+        tensors[0].is_meta  # the others are where the first one is
+        or modes()
+        or function_modes()
+        or transform() is not None
+        or tracing() is not None
+        or forward._current_level >= 0
+    ):
+        return False
+    grad, plain = grad_enabled(), torch.Tensor
     for tensor in tensors:
-        if tensor is None:
-            continue
         # A Parameter without gradient is as plain as a Tensor; other subclasses may do anything.
-        if type(tensor) is not torch.Tensor and type(tensor) is not torch.nn.Parameter:
+        # A tensor that is stored with the opposite sign is made an ordinary one by torch.
+        if tensor is not None and (
+            (type(tensor) is not plain and type(tensor) is not torch.nn.Parameter)
+            or (grad and tensor.requires_grad)
+            or tensor.is_neg()
+        ):
             return False
-        if (grad and tensor.requires_grad) or tensor.is_meta:
-            return False
-    c = torch._C
-    return (
-        c._len_torch_dispatch_stack() == 0
-        and c._len_torch_function_stack() == 0
-        and c._functorch.peek_interpreter_stack() is None
-        and c._get_tracing_state() is None
-        and torch.autograd.forward_ad._current_level < 0
-    )
+    return True
 
 
 def check_impl(impl: object) -> None:

@@ -270,8 +270,14 @@ def make_spec(weight: Any, bias: Any, where: Any, **rest: Any) -> ConvSpec:
 
 
 def to_numpy(value: Any) -> Any:
-    """A C-contiguous copy as an array of what an array or tensor holds; None stays None."""
+    """A C-contiguous copy, as an array, of what an array or tensor holds; None stays None."""
     if value is None:
         return None
-    array = value if isinstance(value, np.ndarray) else value.detach().cpu().numpy()
-    return np.array(array, order="C")
+    if isinstance(value, np.ndarray):
+        return np.array(value, order="C")
+    import torch
+
+    # numpy has no bfloat16, and no tensors that are stored with the opposite sign.
+    plain = value.detach().cpu().resolve_neg()
+    plain = plain.float() if plain.dtype == torch.bfloat16 else plain
+    return np.array(plain.numpy(), order="C")

@@ -66,12 +66,22 @@ def call(name: str, *args: Any) -> Any:
     """Calls ``torch.ops.fastgen.<name>``.
 
     Raises:
-        NotImplementedError: an argument carries a forward-mode tangent, which would get lost.
+        NotImplementedError: an argument carries a forward-mode tangent, which would get lost, or
+            is differentiated by torch.func.
     """
     operator = op(name)
     import torch
 
-    if not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0:
+    if torch.compiler.is_compiling():
+        return operator(*args)
+    functions = torch._C._functorch
+    if functions.peek_interpreter_stack() is not None:
+        for value in args:
+            if isinstance(value, torch.Tensor) and functions.is_gradtrackingtensor(value):
+                raise NotImplementedError(
+                    f"{name} is not differentiated by torch.func; name impl 'ref', or use backward"
+                )
+    if torch.autograd.forward_ad._current_level >= 0:
         for value in args:
             if isinstance(value, torch.Tensor):
                 _, tangent = torch.autograd.forward_ad.unpack_dual(value)
@@ -231,7 +241,7 @@ def _conv(
 
 
 def _numpy(value: Tensor) -> Any:
-    return value.detach().cpu().contiguous().numpy()
+    return value.detach().cpu().resolve_neg().contiguous().numpy()
 
 
 def _conv_fake(

@@ -13,8 +13,10 @@ __all__ = ["ConvSpec"]
 class ConvSpec:
     """A convolution with everything known beforehand folded in.
 
-    ``y = leaky_relu(conv(pad(upsample(load(x)))) + bias + residual)`` with
-    ``load(x) = leaky_relu(x * scale + shift, load_slope)`` when a norm is applied on load.
+    Without an instance norm ``y = leaky_relu(conv(pad(upsample(x))) + bias + residual)``; with one
+    ``y = conv(pad(upsample(load(x)))) + bias`` and its statistics, where
+    ``load(x) = leaky_relu(x * scale + shift, load_slope) + residual``. A scale and shift that are
+    not given are 1 and 0: the slope is applied all the same.
 
     Attributes:
         weight: (O, I, kh, kw) float32, batch norm folded in, contiguous.
@@ -25,7 +27,7 @@ class ConvSpec:
         upsample: 1, or 2 for nearest x2 before the padding.
         negative_slope: of the output's LeakyReLU; 0 is ReLU, 1 is none.
         dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``: input, output and residual.
-        load_slope: of the LeakyReLU after the norm that is applied on load.
+        load_slope: of the LeakyReLU on load, with or without a norm before it.
         gamma: (O,) float32 of the instance norm whose statistics are returned, or None: no
             statistics.
         beta: (O,) float32, as gamma.

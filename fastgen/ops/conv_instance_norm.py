@@ -220,19 +220,29 @@ def _check_load(x: Any, dtype: str, norm: Any, load_slope: float, residual: Any)
     if not isinstance(norm, tuple | list) or len(norm) != 2:
         raise TypeError("norm must be the pair (scale, shift) of an earlier call")
     wanted = "float64" if dtype == "float64" else "float32"
-    shape = x.shape[:2]
-    for name, value in zip(("scale", "shift"), norm, strict=True):
-        _check.same_kind(f"norm's {name}", value, "x", x, dtype=False)
-        if value.dtype == x.dtype and dtype == wanted and value.shape == shape:
-            continue
+    scale, shift = norm
+    shape = x.shape
+    size, kind, array = (shape[0], shape[1]), type(x), isinstance(x, ndarray)
+    # What nearly every call is; anything else is looked at more closely.
+    if not (
+        type(scale) is type(shift) is kind
+        and scale.shape == shift.shape == size
+        and (array or (x.is_cpu and scale.is_cpu and shift.is_cpu))
+        and scale.dtype == shift.dtype
+        and _check.dtype_name("scale", scale) == wanted
+        and (array or scale.layout == shift.layout)
+    ):
+        _check_norm(norm, x, wanted, size)
+    return _check.as_contiguous(scale), _check.as_contiguous(shift)
+
+
+def _check_norm(norm: Any, x: Any, wanted: str, size: tuple[int, int]) -> None:
+    for name, value in zip(("norm's scale", "norm's shift"), norm, strict=True):
+        _check.same_kind(name, value, "x", x, dtype=False)
         if _check.dtype_name(name, value) != wanted:
-            raise TypeError(f"norm's {name} is {value.dtype}, must be {wanted}; do not convert it")
-        if tuple(value.shape) != tuple(x.shape[:2]):
-            raise ValueError(
-                f"norm's {name} has the shape {tuple(value.shape)}, must be (N,I) = "
-                f"{tuple(x.shape[:2])}"
-            )
-    return _check.as_contiguous(norm[0]), _check.as_contiguous(norm[1])
+            raise TypeError(f"{name} is {value.dtype}, must be {wanted}; do not convert it")
+        if tuple(value.shape) != size:
+            raise ValueError(f"{name} has the shape {tuple(value.shape)}, must be (N,I) = {size}")
 
 
 def _identity(x: Any, dtype: str) -> tuple[Any, Any]:
