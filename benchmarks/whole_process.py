@@ -102,8 +102,9 @@ def measure(rounds: int = 7) -> dict[str, Any]:
         chosen = json.loads((folder / "network.json").read_text("utf-8"))
         tool = str(Path(sys.executable).with_name("fastgen"))
         script = str(ROOT / "benchmarks" / "peer_script.py")
+        ours = [tool, "stylize", "photo.png", "-o", "a.png", "--style", chosen["style"]]
         commands = {
-            "fastgen": [tool, "stylize", "photo.png", "-o", "a.png", "--style", chosen["style"]],
+            "fastgen": [*ours, "--precision", "fp32"],  # the script's
             "torch": [sys.executable, script, "photo.png", "weights.pth", "b.png"],
         }
         found: dict[str, Any] = {side: {"wall_s": [], "peak_bytes": []} for side in commands}

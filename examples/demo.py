@@ -33,8 +33,8 @@ def main() -> int:
         took = time.perf_counter() - start
         target = args.out / f"{args.photo.stem}-{name}.png"
         picture.save(target)
-        size = f"{picture.width}x{picture.height}"
-        print(f"  {target}  {size}  {took * 1000:6.0f} ms  ({stylizer.info.backend})")
+        size, info = f"{picture.width}x{picture.height}", stylizer.info
+        print(f"  {target}  {size}  {took * 1000:6.0f} ms  ({info.backend} {info.precision})")
     total = time.perf_counter() - begin
     print(f"{len(names)} pictures in {args.out.resolve()}, {total:.1f} s with loading and saving")
     return 0

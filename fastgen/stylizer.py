@@ -78,7 +78,8 @@ class Stylizer:
         style: name of a shipped style (``fastgen.list_styles()``), path of a ``.safetensors``
             checkpoint, or a ``Checkpoint``.
         backend: ``"auto"`` (the fastest that can run here), ``"cpu"`` or ``"torch"``.
-        precision: ``"auto"`` (never visibly different from fp32) or one that the backend has.
+        precision: ``"auto"`` (the fastest here that is not visibly different from fp32) or one
+            that the backend has.
         threads: CPU threads; None takes the backend's choice.
 
     Raises:

@@ -117,11 +117,17 @@ def test_doctor() -> None:
     assert set(facts["backends"]) == set(backends.names())
     for name, state in facts["backends"].items():
         assert state["why_not"] == backends.why_not(name)
+        if state["why_not"] is None:
+            module = backends.get(name)
+            assert state["auto"]["precision"] == module.auto_precision()[0]
+            assert set(state["precisions"]) == set(module.PRECISIONS)
+            assert state["precisions"][state["auto"]["precision"]]["why_not"] is None
     assert facts["auto"]["backend"] == backends.choose("auto")[0]
     assert torch.__version__.startswith(facts["packages"]["torch"].partition("+")[0])
     assert facts["packages"]["numpy"] == np.__version__
     assert facts["cpu"]["threads"] >= 1
     text = run("doctor").stdout
+    assert "torch: can run fp32, bf16; auto takes fp32: " in text
     for word in ("fastgen", "packages", "cpu", "gpu", "backend", "auto", "styles"):
         assert any(line.startswith(word) for line in text.splitlines()), word
 
@@ -300,7 +306,21 @@ def test_bench(style: Path, example_photo: Path) -> None:
     eager, peer = table["rows"]
     assert (eager["backend"], eager["precision"], eager["ratio"]) == ("torch", "fp32", 1.0)
     assert (peer["backend"], peer["precision"]) == ("torch", "bf16")
+    assert peer["baseline"] == "torch fp32"
     assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in (eager, peer))
+    if backends.why_not("cpu") is None:
+        (table,) = json.loads(run(*args, "--json").stdout)["sizes"]
+        compared = {
+            (row["backend"], row["precision"]): (row["baseline"], row["seconds"])
+            for row in table["rows"]
+        }
+        able = [p for p in ("fp32", "bf16") if backends.get("cpu").precision_why_not(p) is None]
+        assert set(compared) == {(b, p) for b in ("torch", "cpu") for p in able}
+        for precision in able:
+            assert compared["cpu", precision][0] == f"torch {precision}"
+        row = next(r for r in table["rows"] if (r["backend"], r["precision"]) == ("cpu", able[-1]))
+        pairs = zip(compared["torch", able[-1]][1], row["seconds"], strict=True)
+        assert row["ratio"] == pytest.approx(np.median([theirs / ours for theirs, ours in pairs]))
     fails(2, "is not WIDTHxHEIGHT", "bench", "-s", style, "--size", "32")
     fails(2, "unknown backend 'x'", "bench", "-s", style, "--peer", "x")
     fails(2, "has no precision 'int3'", "bench", "-s", style, "--peer", "torch:int3")

@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from cpu_cases import need_isa, random_weights
+from cpu_cases import ISAS, need_isa, random_weights
 
 import fastgen
 from fastgen import models
 from fastgen.backends import ImageIO, reflect_index
-from fastgen.errors import GraphError
+from fastgen.errors import BackendUnavailable, GraphError
 from fastgen.graph import Dim, Graph, Input, Node
 
 
@@ -310,7 +310,7 @@ def test_wrong_weights_and_precision() -> None:
         cpu.Runner(graph, weights, 1, isa, precision="bf16").run(x)
         for isa in cpu._extension().isa_available()
     ]
-    exact = cpu.compile(graph, weights, precision="auto").run(x)
+    exact = cpu.compile(graph, weights, precision="fp32").run(x)
     for result in results:
         assert 0 < np.abs(result - exact).max() < 0.05 * np.abs(exact).max()
         assert np.abs(result - results[0]).mean() < 2e-3 * np.abs(exact).max()
@@ -320,6 +320,34 @@ def test_wrong_weights_and_precision() -> None:
         cpu.compile(graph, weights | {"extra": np.zeros(3)})
     with pytest.raises(GraphError, match=r"down1.bias"):
         cpu.compile(graph, weights | {"down1.bias": np.zeros(3, np.float32)})
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_auto_precision(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_isa(isa)
+    from fastgen.backends import cpu
+
+    monkeypatch.setenv("FASTGEN_CPU_ISA", isa)
+    graph = models.create("compact_net", width=4, blocks=1)
+    weights = random_weights(graph)
+    wanted = "bf16" if isa == "avx512_bf16" else "fp32"
+    precision, why = cpu.auto_precision()
+    assert precision == wanted
+    assert isa in why
+    x = np.random.default_rng(0).random((1, 3, 32, 40), np.float32)
+    runner = cpu.compile(graph, weights, precision="auto")
+    assert (runner.precision, runner.isa) == (wanted, isa)
+    named = cpu.Runner(graph, weights, isa=isa, precision=wanted)
+    np.testing.assert_array_equal(runner.run(x), named.run(x))
+    assert cpu.precision_why_not("fp32") is None
+    if wanted == "bf16":
+        assert cpu.precision_why_not("bf16") is None
+    else:
+        assert isa in str(cpu.precision_why_not("bf16"))
+        with pytest.raises(BackendUnavailable, match=rf"AVX512_BF16.*{isa}; take 'fp32'"):
+            cpu.compile(graph, weights, precision="bf16")
+    with pytest.raises(ValueError, match="int3"):
+        cpu.precision_why_not("int3")
 
 
 def test_too_large_an_input_is_a_memory_error() -> None:

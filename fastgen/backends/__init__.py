@@ -1,6 +1,7 @@
 """Backends: ways of running a whole graph, and the choice between them.
 
-A backend is a module with ``why_not() -> str | None`` (None: it can run here) and
+A backend is a module with ``why_not() -> str | None`` (None: it can run here), ``PRECISIONS``,
+``precision_why_not(precision) -> str | None``, ``auto_precision() -> (precision, why)`` and
 ``compile(graph, weights, precision, threads) -> Runner``. A runner has
 ``run(inputs, io=None, out=None)``, ``precision``, ``threads``, ``backend`` and ``close()``.
 """

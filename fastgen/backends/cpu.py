@@ -20,9 +20,10 @@ from fastgen.graph import Graph
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["Runner", "compile", "why_not"]
+__all__ = ["PRECISIONS", "Runner", "auto_precision", "compile", "precision_why_not", "why_not"]
 
 PRECISIONS = ("fp32", "bf16")
+_BF16_ISA = "avx512_bf16"  # the instruction set that gains from bfloat16 products
 _PLANS = 8  # input shapes whose plans are kept
 
 
@@ -41,6 +42,43 @@ def why_not() -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def precision_why_not(precision: str) -> str | None:
+    """None when the engine can run this precision here, else the reason with the remedy.
+
+    Raises:
+        ValueError: unknown precision.
+    """
+    _check_precision(precision)
+    return why_not() or _lacks(precision, str(_extension().Engine(threads=1).isa))
+
+
+def auto_precision() -> tuple[str, str]:
+    """What ``precision="auto"`` is here, and one sentence that says why.
+
+    Raises:
+        ImportError: the extension module is not built. ValueError: the forced instruction set or
+            number of threads is not possible.
+    """
+    isa = str(_extension().Engine(threads=1).isa)
+    if isa == _BF16_ISA:
+        return "bf16", f"the fastest above 40 dB of fp32 with the instruction set {isa}"
+    return "fp32", f"bf16 gains nothing with the instruction set {isa}"
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"backend 'cpu' has no precision {precision!r}; has {', '.join(PRECISIONS)}"
+        )
+
+
+def _lacks(precision: str, isa: str) -> str | None:
+    """Why a precision cannot run with an instruction set; None when it can."""
+    if precision != "bf16" or isa == _BF16_ISA:
+        return None
+    return f"precision 'bf16' needs AVX512_BF16, the instruction set here is {isa}; take 'fp32'"
 
 
 class Runner:
@@ -332,7 +370,8 @@ def compile(
     Args:
         graph: the network.
         weights: arrays by weight name.
-        precision: ``"fp32"``; ``"bf16"``, on a CPU with AVX512_BF16; ``"auto"``, which is fp32.
+        precision: ``"fp32"``; ``"bf16"``, on a CPU with AVX512_BF16; ``"auto"``, which is bf16 on
+            such a CPU and fp32 elsewhere (:func:`auto_precision`).
         threads: 1..1024; None takes ``FASTGEN_NUM_THREADS`` or the CPUs of this process.
 
     Raises:
@@ -340,19 +379,13 @@ def compile(
         GraphError: missing, unknown or wrongly shaped weights.
         BackendUnavailable: the extension module is missing, or the CPU has no bfloat16 products.
     """
-    if precision not in (*PRECISIONS, "auto"):
-        raise ValueError(
-            f"backend 'cpu' has no precision {precision!r}; has {', '.join(PRECISIONS)}"
-        )
-    precision = "fp32" if precision == "auto" else precision
+    if precision != "auto":
+        _check_precision(precision)
     try:
-        runner = Runner(graph, weights, threads, precision=precision)
+        if precision == "auto":
+            precision, _ = auto_precision()
+        elif reason := _lacks(precision, str(_extension().Engine(threads=1).isa)):
+            raise BackendUnavailable(f"backend 'cpu': {reason}")
+        return Runner(graph, weights, threads, precision=precision)
     except ImportError as error:
         raise BackendUnavailable(f"backend 'cpu': {error}; reinstall: pip install .") from error
-    if precision == "bf16" and runner.isa != "avx512_bf16":
-        isa = runner.isa
-        runner.close()
-        raise BackendUnavailable(
-            f"backend 'cpu': precision 'bf16' needs AVX512_BF16, this CPU has {isa}; take 'fp32'"
-        )
-    return runner

@@ -15,7 +15,14 @@ from fastgen.backends import ImageIO, check_image_batch, padded_size, reflect_in
 from fastgen.errors import BackendUnavailable, GraphError
 from fastgen.graph import Graph, Node
 
-__all__ = ["PRECISIONS", "GraphModule", "compile", "why_not"]
+__all__ = [
+    "PRECISIONS",
+    "GraphModule",
+    "auto_precision",
+    "compile",
+    "precision_why_not",
+    "why_not",
+]
 
 
 def why_not() -> str | None:
@@ -33,6 +40,24 @@ import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def precision_why_not(precision: str) -> str | None:
+    """None: PyTorch runs every precision of this backend everywhere.
+
+    Raises:
+        ValueError: unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"backend 'torch' has no precision {precision!r}; has {sorted(PRECISIONS)}"
+        )
+    return None
+
+
+def auto_precision() -> tuple[str, str]:
+    """What ``precision="auto"`` is here, and one sentence that says why."""
+    return "fp32", "this backend is the reference"
 
 
 class GraphModule(nn.Module):
@@ -365,9 +390,7 @@ def compile(
     Raises:
         ValueError: an unknown precision.
     """
-    precision = "fp32" if precision == "auto" else precision
-    if precision not in PRECISIONS:
-        raise ValueError(
-            f"backend 'torch' has no precision {precision!r}; has {sorted(PRECISIONS)}"
-        )
+    if precision == "auto":
+        precision, _ = auto_precision()
+    precision_why_not(precision)
     return Runner(graph, weights, precision, threads)

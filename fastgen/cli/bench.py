@@ -1,4 +1,4 @@
-"""``fastgen bench``: latency against PyTorch eager, side by side."""
+"""``fastgen bench``: latency against PyTorch eager at the same precision, side by side."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class _Peer(click.ParamType):
     "peers",
     type=_Peer(),
     multiple=True,
-    help="What is measured against PyTorch (repeatable); every other backend otherwise.",
+    help="What is measured against PyTorch (repeatable); every other backend, in every precision "
+    "that PyTorch has too, otherwise.",
 )
 @click.option(
     "--threads", type=click.IntRange(1, 1024), help="CPU threads of each; all cores otherwise."
@@ -69,10 +70,11 @@ def bench(
     rounds: int,
     as_json: bool,
 ) -> int:
-    """Measure latency against PyTorch eager fp32.
+    """Measure latency against PyTorch eager at the same precision.
 
     Each runs in a process of its own on the same uint8 frame, in turns; the ratio is the median
     over the rounds of PyTorch's time divided by the peer's, so above 1 is faster than PyTorch.
+    PyTorch itself, and a precision that it lacks, are compared with its fp32.
     """
     from fastgen import backends
     from fastgen.cli import _machine
@@ -91,11 +93,8 @@ def bench(
                 )
     except ValueError as error:
         raise style_error(error) from None
-    if not peers:
-        others = [n for n in backends.names() if n != "torch"]
-        peers = tuple((n, "auto") for n in others if backends.why_not(n) is None)
     threads = threads or _machine.usable_cores()
-    entrants = [("torch", "fp32"), *peers]
+    entrants = _entrants(peers)
     tables = []
     peak = _peak(threads)
     if not as_json:
@@ -127,6 +126,27 @@ def bench(
     return 0
 
 
+def _entrants(peers: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
+    """PyTorch at every precision that is compared, then the others; without ``auto``."""
+    from fastgen import backends
+
+    eager = backends.get("torch")
+    chosen: list[tuple[str, str]] = []
+    for name, precision in peers:
+        taken = precision
+        if precision == "auto":
+            taken, _ = backends.get(name).auto_precision()
+        chosen.append((name, taken))
+    if not peers:
+        for name in backends.names():
+            if name != "torch" and backends.why_not(name) is None:
+                module = backends.get(name)
+                able = [p for p in module.PRECISIONS if module.precision_why_not(p) is None]
+                chosen += [(name, p) for p in able if p in eager.PRECISIONS]
+    baselines = [("torch", p) for _, p in chosen if p in eager.PRECISIONS]
+    return list(dict.fromkeys([("torch", "fp32"), *baselines, *chosen]))
+
+
 def _peak(threads: int) -> float | None:
     """Floating-point operations a second of the engine's multiply-add loop, if it is built."""
     from fastgen.cli import _machine
@@ -137,18 +157,23 @@ def _peak(threads: int) -> float | None:
 
 
 def _table(width: int, height: int, runners: list[Any]) -> dict[str, Any]:
+    eager = {r.info["precision"]: r for r in runners if r.info["backend"] == "torch"}
     rows = []
     for runner in runners:
         middle = median(runner.seconds)
+        precision = runner.info["precision"]
+        same = runner.info["backend"] != "torch" and precision in eager
+        baseline = precision if same else "fp32"
         rows.append(
             {
                 "backend": runner.info["backend"],
-                "precision": runner.info["precision"],
+                "precision": precision,
                 "median_s": middle,
                 "p95_s": percentile(runner.seconds, 95),
                 "fps": 1.0 / middle,
                 "mpix_per_s": width * height / 1e6 / middle,
-                "ratio": ratio(runner, runners[0]),
+                "ratio": ratio(runner, eager[baseline]),
+                "baseline": f"torch {baseline}",
                 "memory_bytes": runner.memory,
                 "seconds": runner.seconds,
             }
@@ -162,5 +187,5 @@ def _line(table: dict[str, Any], row: dict[str, Any]) -> str:
     return (
         f"{size:<10} {who:<12} median {row['median_s'] * 1e3:8.1f} ms  p95 "
         f"{row['p95_s'] * 1e3:8.1f} ms  {row['fps']:6.2f} fps  +{row['memory_bytes'] / 2**20:.0f} "
-        f"MiB  {row['ratio']:.2f}x"
+        f"MiB  {row['ratio']:.2f}x {row['baseline']}"
     )

@@ -64,9 +64,25 @@ def diagnose() -> dict[str, Any]:
             "extension_archs": None if cuda is None else cuda.compiled_archs(),
         },
         "ops": _ops(cuda is not None and bool(found)),
-        "backends": {n: {"why_not": backends.why_not(n)} for n in backends.names()},
+        "backends": {n: _backend(n) for n in backends.names()},
         "auto": {"backend": name, "why": reason},
         "styles": list_styles(),
+    }
+
+
+def _backend(name: str) -> dict[str, Any]:
+    """Whether a backend can run; then also its precisions and what ``auto`` takes of them."""
+    from fastgen import backends
+
+    reason = backends.why_not(name)
+    if reason is not None:
+        return {"why_not": reason}
+    module = backends.get(name)
+    precision, why = module.auto_precision()
+    return {
+        "why_not": None,
+        "precisions": {p: {"why_not": module.precision_why_not(p)} for p in module.PRECISIONS},
+        "auto": {"precision": precision, "why": why},
     }
 
 
@@ -104,6 +120,15 @@ def _threads(module: Any) -> int | str | None:
         return f"none: {error}"
 
 
+def _precisions(state: dict[str, Any]) -> str:
+    """What a backend can run here and what ``precision="auto"`` takes, in one line."""
+    found = {name: p["why_not"] for name, p in state["precisions"].items()}
+    able = ", ".join(name for name, reason in found.items() if reason is None)
+    auto = state["auto"]
+    text = f"can run {able}; auto takes {auto['precision']}: {auto['why']}"
+    return "; ".join([text, *(reason for reason in found.values() if reason)])
+
+
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     cpu, gpu = facts["cpu"], facts["gpu"]
     packages = [f"{k} {v or '-'}" for k, v in facts["packages"].items()]
@@ -123,7 +148,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("gpu", f"{gpus}; CUDA extension built: {built}"),
     ]
     for name, state in facts["backends"].items():
-        lines.append(("backend", f"{name}: {state['why_not'] or 'can run'}"))
+        lines.append(("backend", f"{name}: {state['why_not'] or _precisions(state)}"))
     for op, state in facts["ops"].items():
         chosen = ", ".join(f"{v or 'nothing'} on {k}" for k, v in state["auto"].items())
         lines.append(("op", f"{op}: auto takes {chosen}"))
