@@ -150,7 +150,7 @@ def _ncnn(ckpt: Checkpoint, x: np.ndarray, threads: int) -> Call:
             raise RuntimeError("ncnn cannot read the network")
     source = ckpt.graph.inputs[0].name
     (output,) = ckpt.graph.outputs.values()
-    image = ncnn.Mat(x[0])
+    image = ncnn.Mat(x[0]).clone()  # a Mat of an array does not keep the array
 
     def call() -> np.ndarray:
         extractor = net.create_extractor()

@@ -125,9 +125,14 @@ def picture(result: dict[str, Any], path: Path) -> None:
     for axes, network in zip(axes_list[0], networks, strict=True):
         sizes = [size for other, size in found if other == network]
         kinds = list(
-            dict.fromkeys((r["program"], r["precision"]) for s in sizes for r in found[network, s])
+            dict.fromkeys(
+                (r["program"], r["precision"])
+                for s in sizes
+                for r in found[network, s]
+                if "median_s" in r
+            )
         )
-        bar = 0.86 / len(kinds)
+        bar = 0.86 / max(1, len(kinds))
         for i, (program, precision) in enumerate(kinds):
             at, heights = [], []
             for k, size in enumerate(sizes):

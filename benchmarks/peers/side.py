@@ -25,7 +25,7 @@ from fastgen.cli.parity import verdict
 _STEP_S = 0.020  # a step lasts at least about so long
 # Not timed, at the start of each step: threads of the other programs that spin for a while after
 # their work go to sleep, this one's wake up, and its data comes back into the caches.
-_PAUSE_S = 0.020
+_PAUSE_S = 0.030  # ONNX Runtime spins for 25 ms, the others for up to 5
 _LEAD_IN_S = 0.100  # calls that are longer than that need none
 
 
