@@ -77,14 +77,15 @@ def _torch(precision: str, compiled: bool) -> Callable[[Checkpoint, np.ndarray, 
         torch.set_num_threads(threads)
         module = GraphModule(ckpt.graph).load_weights(ckpt.weights).eval().requires_grad_(False)
         run: Any = module
-        run = run.to(memory_format=torch.channels_last)
+        tensor = torch.from_numpy(x)
         if compiled:
             import torch._inductor.config as inductor
 
             inductor.freezing = True  # weights are constants, packed once
             torch.compiler.reset()
+            run = run.to(memory_format=torch.channels_last)
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
             run = torch.compile(run, dynamic=False, fullgraph=True)
-        tensor = torch.from_numpy(x).contiguous(memory_format=torch.channels_last)
 
         def call() -> np.ndarray:
             # no_grad, because freezing does not know inference mode
