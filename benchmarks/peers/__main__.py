@@ -1,6 +1,7 @@
 """Measures our engine beside other ways of running the same network; see docs/performance.md.
 
 python -m benchmarks.peers [--sizes 256x256 512x512] [--networks full half] [--save]
+python -m benchmarks.peers --page RESULT.json      the page and the chart of an older run
 """
 
 from __future__ import annotations
@@ -102,10 +103,14 @@ def main() -> int:
     parser.add_argument(
         "--save", action="store_true", help="write benchmarks/results, docs/performance.md"
     )
+    parser.add_argument("--page", type=Path, help="write the page from this file, measure nothing")
     parser.add_argument(
         "--picture", type=Path, default=Path("out/peers.png"), help="the chart (%(default)s)"
     )
     args = parser.parse_args()
+    if args.page:
+        report.write(args.page)
+        return 0
     try:
         result = slim(measure(args))
     except (FastgenError, OSError) as error:
