@@ -19,6 +19,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "half": ("transformer_net", {"width": 16}),
     "full": ("transformer_net", {"width": 32}),
 }
+_SPREAD = 50.0  # standard deviation of a random network's output, on 0..255
 
 
 def names() -> list[str]:
@@ -31,7 +32,8 @@ def random_checkpoint(graph: Graph, path: Path) -> Path:
     """Writes a checkpoint with random weights of sensible scale; returns ``path``.
 
     Convolutions get He's standard deviation, norms a gain near 1, so that activations neither
-    vanish nor overflow and every kernel does its ordinary work.
+    vanish nor overflow and every kernel does its ordinary work. The last convolution fills the
+    output's range, so that an error counts as much as it would in a picture.
     """
     rng = np.random.default_rng(0)
     weights = {}
@@ -43,6 +45,11 @@ def random_checkpoint(graph: Graph, path: Path) -> Path:
         else:
             scale = (2 / np.prod(shape[1:])) ** 0.5
             weights[name] = (rng.standard_normal(shape) * scale).astype(np.float32)
+    for value in graph.outputs.values():
+        if f"{value}.weight" in weights:
+            weights[f"{value}.weight"] *= np.float32(_SPREAD)
+        if f"{value}.bias" in weights:
+            weights[f"{value}.bias"] += np.float32(127.5)
     meta = {
         "kind": "style",
         "style": path.stem,

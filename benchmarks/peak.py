@@ -15,8 +15,9 @@ def measure(seconds: float = 0.5, rounds: int = 3) -> dict[str, dict[str, float]
         rounds: of each.
 
     Returns:
-        Instruction set -> ``gmac_s`` (1e9 float32 multiply-adds a second) and ``copy_gb_s`` (1e9
-        bytes a second, read and written).
+        Instruction set -> ``gmac_s`` (1e9 multiply-adds a second, of float32 factors, for
+        ``avx512_bf16`` of bfloat16 factors) and ``copy_gb_s`` (1e9 bytes a second, read and
+        written).
     """
     from fastgen import _C
 

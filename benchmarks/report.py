@@ -19,8 +19,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 PICTURE = ROOT / "docs" / "images" / "latency.png"
 README = ROOT / "README.md"
-PATTERN = "[!o]*-[0-9]*c-*.json"  # ops-*.json belong to benchmarks/op_report.py
-BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+PATTERN = "[!op]*-[0-9]*c-*.json"  # ops-*.json and peers-*.json belong to reports of their own
+MARKS = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 
 
 @dataclass(frozen=True)
@@ -211,17 +211,17 @@ def page(result: dict[str, Any], source: str) -> str:
     return "\n".join(text) + "\n"
 
 
-def fill(text: str, content: str) -> str:
+def fill(text: str, content: str, marks: tuple[str, str] = MARKS) -> str:
     """Replaces what stands between the two marks.
 
     Raises:
         ValueError: the marks are missing or out of order.
     """
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+    head, begin, rest = text.partition(marks[0])
+    _, end, tail = rest.partition(marks[1])
     if not begin or not end:
-        raise ValueError(f"the text lacks {BEGIN} ... {END}")
-    return f"{head}{BEGIN}\n{content}\n{END}{tail}"
+        raise ValueError(f"the text lacks {marks[0]} ... {marks[1]}")
+    return f"{head}{begin}\n{content}\n{end}{tail}"
 
 
 def picture(result: dict[str, Any], path: Path) -> None:

@@ -143,7 +143,8 @@ class Engine {
 
 int default_threads();
 std::vector<std::string> isa_available();
-// Multiply-adds per second times 2, on `threads` threads for about `seconds`.
+// Multiply-adds per second times 2, on `threads` threads for about `seconds`: of float32 factors,
+// for avx512_bf16 of bfloat16 factors.
 double peak_flops(const std::string& isa, double seconds, int threads);
 // Bytes per second (read plus written) of a copy of `bytes` on `threads` threads.
 double copy_bandwidth(int64_t bytes, double seconds, int threads);

@@ -106,8 +106,9 @@ def test_report_says_what_was_measured() -> None:
         "0.2 cores",
     ):
         assert expected in text
-    readme = report.fill(f"a\n{report.BEGIN}\nold\n{report.END}\nb\n", "new")
-    assert readme == f"a\n{report.BEGIN}\nnew\n{report.END}\nb\n"
+    begin, end = report.MARKS
+    readme = report.fill(f"a\n{begin}\nold\n{end}\nb\n", "new")
+    assert readme == f"a\n{begin}\nnew\n{end}\nb\n"
     with pytest.raises(ValueError, match="lacks"):
         report.fill("no marks", "new")
 

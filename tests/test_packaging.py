@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STYLES = sorted((ROOT / "fastgen" / "styles").glob("*.safetensors"))
 EXTRAS = {
     *("torch", "triton", "tensorrt", "train", "video", "web", "onnx", "ray"),
-    *("bench", "test", "docs", "dev"),
+    *("bench", "peers", "test", "docs", "dev"),
 }
 
 

@@ -20,6 +20,22 @@ namespace {
 #include "micro_bf16.inl"
 #include "pack.inl"
 #include "winograd.inl"
+
+// As that of the other instruction sets, with bfloat16 factors.
+double peak(int64_t rounds) {
+  constexpr int CHAINS = 24;
+  vf acc[CHAINS] = {};
+  vi a = vi{} + 0x3c003c00, b = vi{} + 0x3c003c00;  // pairs of 2^-7
+  __asm__ volatile("" : "+m"(a), "+m"(b));
+  for (int64_t r = 0; r < rounds; ++r) {
+#pragma GCC unroll 32
+    for (int i = 0; i < CHAINS; ++i) acc[i] = dot(acc[i], a, b);
+  }
+  vf total{};
+  for (int i = 0; i < CHAINS; ++i) total += acc[i];
+  __asm__ volatile("" : : "m"(total));
+  return 4.0 * VL * CHAINS * static_cast<double>(rounds);
+}
 }  // namespace
 
 const Kernels* kernels_avx512_bf16() {
@@ -28,6 +44,7 @@ const Kernels* kernels_avx512_bf16() {
     k.name = "avx512_bf16";
     k.micro_bf16 = micro_bf16;
     k.pack = pack;
+    k.peak = peak;
     k.finish = finish;
     k.rows = rows;
     k.winograd_input = winograd_input;

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from fastgen.cli._race import percentile, race, ratio
 
@@ -24,6 +28,21 @@ class _Size(click.ParamType):
         return int(found[1]), int(found[2])
 
 
+class _Command(click.Command):
+    """Lets several values follow ``--sizes`` and ``--networks``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        option = ""
+        for arg in args:
+            if arg.startswith("-"):
+                option = arg if arg in ("--sizes", "--networks") else ""
+                spread += [] if option else [arg]
+            else:
+                spread += [option, arg] if option else [arg]
+        return super().parse_args(ctx, spread)
+
+
 class _Peer(click.ParamType):
     name = "BACKEND[:PRECISION]"
 
@@ -32,18 +51,19 @@ class _Peer(click.ParamType):
         return backend, precision or "auto"
 
 
-@click.command()
+@click.command(cls=_Command)
 @click.option(
     "-s", "--style", default="starry_night", show_default=True, help="Name or checkpoint."
 )
 @click.option(
     "--size",
+    "--sizes",
     "sizes",
     type=_Size(),
     multiple=True,
     default=["256x256", "512x512", "1280x720"],
     show_default=True,
-    help="Size of the frame (repeatable).",
+    help="Size of the frame (repeatable; several may follow --sizes).",
 )
 @click.option(
     "--peer",
@@ -53,6 +73,21 @@ class _Peer(click.ParamType):
     help="What is measured against PyTorch (repeatable); every other backend, in every precision "
     "that PyTorch has too, otherwise.",
 )
+@click.option(
+    "--peers",
+    "others",
+    is_flag=True,
+    help="Compare with torch.compile, ONNX Runtime, OpenVINO and ncnn too (in a checkout).",
+)
+@click.option(
+    "--networks",
+    type=click.Choice(["full", "half", "small"]),
+    multiple=True,
+    default=["full"],
+    show_default=True,
+    help="With --peers: sizes of the style network (several may follow).",
+)
+@click.option("--save", is_flag=True, help="With --peers: write the result file and the page.")
 @click.option(
     "--threads", type=click.IntRange(1, 1024), help="CPU threads of each; all cores otherwise."
 )
@@ -65,6 +100,9 @@ def bench(
     style: str,
     sizes: tuple[tuple[int, int], ...],
     peers: tuple[tuple[str, str], ...],
+    others: bool,
+    networks: tuple[str, ...],
+    save: bool,
     threads: int | None,
     seconds: float,
     rounds: int,
@@ -76,6 +114,23 @@ def bench(
     over the rounds of PyTorch's time divided by the peer's, so above 1 is faster than PyTorch.
     PyTorch itself, and a precision that it lacks, are compared with its fp32.
     """
+    context = click.get_current_context()
+    explicit = {
+        name
+        for name in context.params
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    foreign = explicit & ({"style", "peers"} if others else {"networks", "save"})
+    if foreign:
+        name = min(foreign)
+        name = "peer" if name == "peers" else name
+        raise click.UsageError(f"--{name} {'does not go with' if others else 'needs'} --peers")
+    if others:
+        options: dict[str, Any] = {"sizes": [f"{w}x{h}" for w, h in sizes], "networks": networks}
+        options |= {"rounds": [rounds], "seconds": [seconds]}
+        options |= {"threads": [threads]} if threads else {}
+        flags = [*["--json"] * as_json, *["--save"] * save]
+        return _compare_peers([*flags, *_arguments(options)])
     from fastgen import backends
     from fastgen.cli import _machine
     from fastgen.cli._app import style_error
@@ -96,11 +151,12 @@ def bench(
     threads = threads or _machine.usable_cores()
     entrants = _entrants(peers)
     tables = []
-    peak = _peak(threads)
+    peaks = _peaks(threads)
     if not as_json:
         click.echo(f"{_machine.cpu_name()}, {threads} threads, style {style}")
-        if peak:
-            click.echo(f"peak multiply-add rate: {peak / 1e9:.0f} GFLOP/s")
+        if peaks:
+            rates = ", ".join(f"{name} {peak / 1e9:.0f}" for name, peak in peaks.items())
+            click.echo(f"peak multiply-add rates in GFLOP/s: {rates}")
     for width, height in sizes:
         specs = [
             {
@@ -120,10 +176,26 @@ def bench(
             for row in table["rows"]:
                 click.echo(_line(table, row))
     if as_json:
-        facts = {"cpu": _machine.cpu_name(), "threads": threads, "peak_flops": peak}
+        facts = {"cpu": _machine.cpu_name(), "threads": threads, "peak_flops": peaks}
         facts |= {"style": style, "versions": _machine.versions(), "sizes": tables}
         click.echo(json.dumps(facts, indent=2))
     return 0
+
+
+def _arguments(options: dict[str, Any]) -> list[str]:
+    """The options as a command line."""
+    return [text for name, values in options.items() for text in (f"--{name}", *map(str, values))]
+
+
+def _compare_peers(arguments: list[str]) -> int:
+    """Runs benchmarks/peers of the source tree, which is not installed with the package."""
+    import fastgen
+
+    root = Path(fastgen.__file__).resolve().parent.parent
+    if not (root / "benchmarks" / "peers" / "__main__.py").is_file():
+        raise FileNotFoundError("--peers needs the source tree: git clone, then pip install -e .")
+    command = [sys.executable, "-m", "benchmarks.peers", *arguments]
+    return subprocess.run(command, cwd=root, check=False).returncode
 
 
 def _entrants(peers: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
@@ -147,13 +219,17 @@ def _entrants(peers: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
     return list(dict.fromkeys([("torch", "fp32"), *baselines, *chosen]))
 
 
-def _peak(threads: int) -> float | None:
-    """Floating-point operations a second of the engine's multiply-add loop, if it is built."""
+def _peaks(threads: int) -> dict[str, float]:
+    """Floating-point operations a second of the engine's multiply-add loops, by instruction set."""
     from fastgen.cli import _machine
 
     module, _ = _machine.engine()
-    measure = getattr(module, "peak_flops", None)
-    return float(measure(threads=threads)) if measure is not None else None
+    if module is None:
+        return {}
+    used = [str(module.Engine(1).isa)]
+    if used[0].endswith("_bf16"):  # its loop takes bfloat16 factors; float32 runs as without it
+        used.append(used[0].removesuffix("_bf16"))
+    return {isa: float(module.peak_flops(isa, threads=threads)) for isa in used}
 
 
 def _table(width: int, height: int, runners: list[Any]) -> dict[str, Any]:

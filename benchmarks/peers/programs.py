@@ -1,0 +1,185 @@
+"""The programs that are compared, and how each runs a network.
+
+Each gets the same checkpoint, the same float32 input (1,3,H,W) in the network's range, the same
+number of threads, and everything it has for being fast: weights packed or compiled beforehand for
+this one size, and the memory layout that it likes best.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastgen.checkpoint import Checkpoint
+
+__all__ = ["BY_NAME", "OURS", "PROGRAMS", "Program", "why_not"]
+
+Call = Callable[[], np.ndarray]  # runs the network once and returns its output (1,3,H,W)
+
+
+@dataclass(frozen=True)
+class Program:
+    """One way to run a network.
+
+    Attributes:
+        name: what the table calls it.
+        precision: ``"fp32"`` or ``"bf16"``: decides what it is compared with, and the gate.
+        build: (checkpoint, input, threads) -> what runs it.
+        packages: what must be installed to import it.
+    """
+
+    name: str
+    precision: str
+    build: Callable[[Checkpoint, np.ndarray, int], Call]
+    packages: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Name and precision."""
+        return f"{self.name} {self.precision}"
+
+
+def why_not(program: Program) -> str | None:
+    """None when it can run here, else the reason with the remedy."""
+    missing = [p for p in program.packages if importlib.util.find_spec(p) is None]
+    if missing:
+        return f"not installed: pip install {' '.join(missing)}"
+    if program.name == OURS:
+        from fastgen import backends
+
+        reason = backends.why_not("cpu")
+        return reason or backends.get("cpu").precision_why_not(program.precision)
+    return None
+
+
+def _ours(precision: str) -> Callable[[Checkpoint, np.ndarray, int], Call]:
+    def build(ckpt: Checkpoint, x: np.ndarray, threads: int) -> Call:
+        from fastgen import backends
+
+        runner = backends.get("cpu").compile(ckpt.graph, ckpt.weights, precision, threads)
+        return lambda: runner.run(x)
+
+    return build
+
+
+def _torch(precision: str, compiled: bool) -> Callable[[Checkpoint, np.ndarray, int], Call]:
+    def build(ckpt: Checkpoint, x: np.ndarray, threads: int) -> Call:
+        import torch
+
+        from fastgen.backends.torch import GraphModule
+
+        torch.set_num_threads(threads)
+        module = GraphModule(ckpt.graph).load_weights(ckpt.weights).eval().requires_grad_(False)
+        run: Any = module
+        tensor = torch.from_numpy(x)
+        if compiled:
+            import torch._inductor.config as inductor
+
+            inductor.freezing = True  # weights are constants, packed once
+            torch.compiler.reset()
+            run = run.to(memory_format=torch.channels_last)
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+            run = torch.compile(run, dynamic=False, fullgraph=True)
+
+        def call() -> np.ndarray:
+            # no_grad, because freezing does not know inference mode
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, precision == "bf16"):
+                result: np.ndarray = run(tensor).float().numpy()
+            return result
+
+        return call
+
+    return build
+
+
+def _onnxruntime(ckpt: Checkpoint, x: np.ndarray, threads: int) -> Call:
+    import onnxruntime
+
+    from benchmarks.peers.to_onnx import onnx_model
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    model = onnx_model(ckpt.graph, ckpt.weights, _shape(x)).SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda: session.run(None, {name: x})[0]
+
+
+def _openvino(hint: str) -> Callable[[Checkpoint, np.ndarray, int], Call]:
+    def build(ckpt: Checkpoint, x: np.ndarray, threads: int) -> Call:
+        import openvino
+
+        from benchmarks.peers.to_onnx import onnx_model
+
+        model = onnx_model(ckpt.graph, ckpt.weights, _shape(x)).SerializeToString()
+        core = openvino.Core()
+        config = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": hint,
+        }
+        compiled = core.compile_model(core.read_model(model, b""), "CPU", config)
+        used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        if used not in (hint, {"f32": "float", "bf16": "bfloat16"}[hint]):
+            raise RuntimeError(f"OpenVINO takes {used} instead of {hint} on this processor")
+        request = compiled.create_infer_request()
+        return lambda: request.infer([x], share_inputs=True, share_outputs=True)[0]
+
+    return build
+
+
+def _ncnn(ckpt: Checkpoint, x: np.ndarray, threads: int) -> Call:
+    import ncnn
+
+    from benchmarks.peers import to_ncnn
+
+    net = ncnn.Net()
+    net.opt.num_threads = threads
+    for name in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
+        setattr(net.opt, name, False)
+    with tempfile.TemporaryDirectory() as folder:
+        text, binary = to_ncnn.write(ckpt.graph, ckpt.weights, Path(folder))
+        if net.load_param(str(text)) != 0 or net.load_model(str(binary)) != 0:
+            raise RuntimeError("ncnn cannot read the network")
+    source = ckpt.graph.inputs[0].name
+    (output,) = ckpt.graph.outputs.values()
+    image = ncnn.Mat(x[0]).clone()  # a Mat of an array does not keep the array
+
+    def call() -> np.ndarray:
+        extractor = net.create_extractor()
+        extractor.input(source, image)
+        code, result = extractor.extract(output)
+        if code != 0:
+            raise RuntimeError(f"ncnn failed with code {code}")
+        return np.array(result)[None]
+
+    return call
+
+
+def _shape(x: np.ndarray) -> tuple[int, int, int, int]:
+    n, c, h, w = x.shape
+    return n, c, h, w
+
+
+OURS = "fastgen"
+PROGRAMS = (
+    Program(OURS, "fp32", _ours("fp32")),
+    Program(OURS, "bf16", _ours("bf16")),
+    Program("PyTorch eager", "fp32", _torch("fp32", False), ("torch",)),
+    Program("PyTorch eager", "bf16", _torch("bf16", False), ("torch",)),
+    Program("torch.compile", "fp32", _torch("fp32", True), ("torch",)),
+    Program("torch.compile", "bf16", _torch("bf16", True), ("torch",)),
+    Program("ONNX Runtime", "fp32", _onnxruntime, ("onnx", "onnxruntime")),
+    Program("OpenVINO", "fp32", _openvino("f32"), ("onnx", "openvino")),
+    Program("OpenVINO", "bf16", _openvino("bf16"), ("onnx", "openvino")),
+    Program("ncnn", "fp32", _ncnn, ("ncnn",)),
+)
+BY_NAME = {program.key: program for program in PROGRAMS}
