@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -20,19 +21,20 @@ __all__ = ["DeviceTimer", "HostTimer", "Timer", "make_timer"]
 Call = Callable[[], Any]
 
 
-class Timer:
+class Timer(ABC):
     """Common part: how many repeats, and what is said about them."""
 
     warm_up = 3
     trial = 3  # calls from which the number of repeats is chosen
     repeats = (10, 200)  # at least, at most
 
+    @abstractmethod
     def sync(self) -> None:
         """Waits for the device."""
 
+    @abstractmethod
     def once(self, call: Call, count: int) -> list[float]:
         """Times of ``count`` calls in microseconds."""
-        raise NotImplementedError
 
     def measure(self, call: Call, seconds: float) -> dict[str, float]:
         """Warms up, then measures for about so many seconds.
@@ -71,6 +73,9 @@ class HostTimer(Timer):
     warm_up = 0
     trial = 1
     repeats = (1, 20)
+
+    def sync(self) -> None:
+        """Nothing: the host's own calls are over when they return."""
 
     def once(self, call: Call, count: int) -> list[float]:
         times = []
