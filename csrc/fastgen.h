@@ -89,6 +89,34 @@ struct ImageIO {
   bool preserve_color = false, bgr = false;
 };
 
+// A run in bands (csrc/cpu/bands.h).
+struct BandSpec {
+  int64_t rows = 64;         // of the largest values, in each band
+  int64_t limit = 0;         // bytes: the least arithmetic that fits; 0: the least memory that costs
+  double most_work = 2;      // at most this much arithmetic, a run without bands being 1
+  bool given_norms = false;  // statistics come with the run
+};
+
+struct BandReport {
+  int64_t bytes = 0, kept_bytes = 0;  // in all; of values that are kept whole, at most
+  double work = 1;                    // arithmetic, a run without bands being 1
+  int passes = 0;                     // over the frame; 0: not in bands
+  int64_t bands = 0;
+};
+
+// A photo that a run in bands reads and writes by itself; n = 0: none.
+struct ImageShape {
+  int64_t n = 0, height = 0, width = 0;
+  int input = -1, output = -1;  // values
+};
+
+// Statistics of all instance norms, in the order in which they were added: means (n, channels), then
+// variances. Null: they are computed; not wanted.
+struct NormArrays {
+  const float* given = nullptr;
+  float* wanted = nullptr;
+};
+
 struct StepTime {
   std::string label;
   double milliseconds;
@@ -118,12 +146,18 @@ class Engine {
   static int64_t value_floats(const ValueShape& shape);
   std::shared_ptr<const Plan> plan(const std::vector<ValueShape>& values, int64_t arena_floats,
                                    int externals) const;
+  // Of values only shapes are read, and whether they are external (a negative offset).
+  std::shared_ptr<const Plan> plan_bands(const std::vector<ValueShape>& values, int externals,
+                                         const BandSpec& spec, const ImageShape& image) const;
   static int64_t plan_bytes(const Plan& plan);
+  static BandReport band_report(const Plan& plan);
+  int64_t norm_floats(const Plan& plan) const;  // of each of NormArrays
   // externals[i] has the floats of the value with offset -1 - i.
-  void run(const Plan& plan, const std::vector<float*>& externals);
+  void run(const Plan& plan, const std::vector<float*>& externals, const NormArrays& norms);
   // Photo (n, height, width, 3) into planar value `input`, run, planar value `output` to `out`.
   void run_image(const Plan& plan, int input, int output, const void* photo, void* out,
-                 bool is_byte, int64_t n, int64_t height, int64_t width, const ImageIO& io);
+                 bool is_byte, int64_t n, int64_t height, int64_t width, const ImageIO& io,
+                 const NormArrays& norms);
 
   // Makes the engine usable in a forked child. The functions below do it too, but two threads of
   // the child must not do it at once: bindings call it before they release the GIL.
@@ -132,6 +166,7 @@ class Engine {
   std::vector<StepTime> profile() const;
   int threads() const;
   std::string isa() const;
+  size_t arena_bytes() const;  // held now
   void release_memory();
 
  private:
@@ -142,6 +177,9 @@ class Engine {
 // ------------------------------------------------------------------ cpu: machine
 
 int default_threads();
+// Bytes that this process can still have: what the system calls available, less where the process
+// is in a container or control group with a limit.
+size_t memory_available();
 std::vector<std::string> isa_available();
 // Multiply-adds per second times 2, on `threads` threads for about `seconds`: of float32 factors,
 // for avx512_bf16 of bfloat16 factors.

@@ -20,6 +20,18 @@ void split_parities(std::vector<int32_t>* map) {
   for (size_t i = 0; i < odd.size(); ++i) (*map)[i] = (*map)[2 * i];
   std::copy(odd.begin(), odd.end(), map->begin() + odd.size());
 }
+// One half of what split_parities made, rows only.
+Maps half(const Maps& maps, int parity) {
+  const auto part = [parity](const std::vector<int32_t>& map) {
+    const auto middle = map.begin() + static_cast<int64_t>(map.size() / 2);
+    return parity ? std::vector<int32_t>(middle, map.end())
+                  : std::vector<int32_t>(map.begin(), middle);
+  };
+  Maps result;
+  result.src_y = part(maps.src_y);
+  result.res_y = part(maps.res_y);
+  return result;
+}
 int64_t align16(int64_t floats) { return ceil_div(floats, 16) * 16; }
 
 }  // namespace
@@ -187,6 +199,8 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
                 span_x_ >= spec_.stride && low_y_ <= 0 && low_x_ <= 0 &&
                 low_y_ + rows >= out->maps.height && low_x_ + columns >= out->maps.width,
             label + ": does not read all of the source that it stores");
+  if (spec_.source.store >= 0) out->maps.store_y = out->maps.src_y;
+  out->units = out->tiles_y;
   const int64_t tiles = s.images * out->tiles_y * out->tiles_x;
   const int64_t groups = static_cast<int64_t>(groups_.size());
   out->chunks = std::clamp<int64_t>(ceil_div(2 * threads, tiles), 1, groups);
@@ -235,7 +249,7 @@ void Conv::finish_place(const ConvCall& c, const Tile& t, int64_t block, int64_t
   const auto at = [&](const ConvTensor& v) {
     const int64_t channel = v.planar ? block * kBlock * v.block : block * v.block;
     return static_cast<char*>(v.data) +
-           (t.image * v.image + channel + y * v.row + x * v.pixel) * element(c.dtype);
+           (t.image * v.image + channel + v.place(y) + x * v.pixel) * element(c.dtype);
   };
   f->out = at(c.out);
   f->residual = c.residual.data ? at(c.residual) : nullptr;
@@ -393,6 +407,7 @@ PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool co
   }
   if (!copying) return a;
   a.store = static_cast<float*>(c.copy.data) + t.image * c.copy.image;
+  a.store_y = p.maps.store_y.data() + y0;
   a.store_block = c.copy.block;
   a.store_row = c.copy.row;
   // Each tile owns its window up to the start of the next one; the last owns the rest.
@@ -413,18 +428,18 @@ PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool co
 void Conv::tile(const ConvCall& c, int64_t item, int thread) const {
   const StepPlan& p = *c.step;
   const int64_t chunk = item % p.chunks, part = item / p.chunks;
-  const int64_t per_image = p.tiles_y * p.tiles_x, within = part % per_image;
+  const int64_t per_image = (c.last_unit - c.first_unit) * p.tiles_x, within = part % per_image;
   const int64_t across = within % p.tiles_x;
   Tile t{};
   t.image = part / per_image;
-  t.row = within / p.tiles_x * p.tile_rows;
+  t.row = (c.first_unit + within / p.tiles_x) * p.tile_rows;
   t.column = across * p.tile_columns;
   t.rows = std::min(p.tile_rows, p.domain_rows - t.row);
   t.columns = std::min(p.tile_columns, p.domain_columns - t.column);
   const int64_t groups = static_cast<int64_t>(groups_.size());
   t.first_group = groups * chunk / p.chunks;
   t.last_group = groups * (chunk + 1) / p.chunks;
-  if (spec_.norm.slot >= 0) {
+  if (spec_.norm.slot >= 0 && c.statistics) {
     const int64_t parts_y = ceil_div(p.domain_rows, p.part_rows);
     const int64_t first = (t.image * parts_y + t.row / p.part_rows) * p.tiles_x + across;
     t.stats = c.stats + first * blocks_of(spec_.outputs) * 3 * kBlock;
@@ -452,15 +467,52 @@ void Conv::pack_parity(const StepPlan& p, PackArgs a, int parity) const {
   isa_->pack(a);
 }
 
-void Conv::run(const ConvCall& c) const {
+void Conv::flow(const StepPlan& p, int64_t out_rows, Flow* out) const {
+  const int64_t count = window(p.tile_rows, span_y_, winograd_rows_);
+  if (winograd_ && spec_.stride == 2) {
+    Flow odd;
+    source_flow(spec_.source, half(p.maps, 0), p.units, p.tile_rows, count, out);
+    source_flow(spec_.source, half(p.maps, 1), p.units, p.tile_rows, count, &odd);
+    for (size_t r = 0; r < odd.reads.size(); ++r)
+      for (int64_t u = 0; u < p.units; ++u) {
+        Flow::Rows& rows = out->reads[r].rows[u];
+        const Flow::Rows& more = odd.reads[r].rows[u];
+        if (rows.last && more.last)
+          rows = {std::min(rows.first, more.first), std::max(rows.last, more.last)};
+        else if (more.last)
+          rows = more;
+      }
+  } else {
+    const int64_t step = winograd_ ? 1 : spec_.stride;
+    source_flow(spec_.source, p.maps, p.units, p.tile_rows * step, count, out);
+  }
+  out->slot = spec_.norm.slot;
+  out->statistics = out->slot >= 0;
+  out->writes.push_back({spec_.out, {}});
+  if (spec_.source.store >= 0) out->writes.push_back({spec_.source.store, {}});
+  for (int64_t u = 1; u <= p.units; ++u) {
+    const int64_t done = u * p.tile_rows;
+    out->writes[0].ready.push_back(u == p.units ? out_rows : done * spec_.out_stride);
+    if (spec_.source.store < 0) continue;
+    const int64_t stored = std::clamp<int64_t>(done * spec_.stride + low_y_, 0, p.maps.height);
+    out->writes[1].ready.push_back(u == p.units ? p.maps.height : stored);
+  }
+}
+
+void Conv::run(const ConvCall& call) const {
+  ConvCall c = call;
+  const StepPlan& p = *c.step;
+  if (c.last_unit < 0) c.last_unit = p.units;
+  const int64_t items =
+      c.shape->images * (c.last_unit - c.first_unit) * p.tiles_x * p.chunks;
+  const Pool::Job job = [&](int64_t item, int thread) { tile(c, item, thread); };
+  c.pool ? c.pool->run(items, job) : op_parallel(items, job);
+  if (spec_.norm.slot >= 0 && c.statistics && c.last_unit == p.units) finish_norm(c);
+}
+
+void Conv::finish_norm(const ConvCall& c) const {
   const StepPlan& p = *c.step;
   const int64_t images = c.shape->images, parts_x = p.tiles_x;
-  const auto parallel = [&](int64_t items, const Pool::Job& job) {
-    c.pool ? c.pool->run(items, job) : op_parallel(items, job);
-  };
-  parallel(images * p.tiles_y * p.tiles_x * p.chunks,
-           [&](int64_t item, int thread) { tile(c, item, thread); });
-  if (spec_.norm.slot < 0) return;
   const int64_t parts = ceil_div(p.domain_rows, p.part_rows) * parts_x;
   std::vector<int64_t> counts(parts, 0);
   for (int64_t part = 0; part < parts; ++part)
@@ -469,14 +521,15 @@ void Conv::run(const ConvCall& c) const {
           phase_count(part / parts_x * p.part_rows, p.part_rows, phase.ry, c.shape->out.h) *
           phase_count(part % parts_x * p.tile_columns, p.tile_columns, phase.rx, c.shape->out.w);
   const int64_t blocks = blocks_of(spec_.outputs);
-  parallel(images * blocks, [&](int64_t item, int) {
+  const Pool::Job job = [&](int64_t item, int) {
     const int64_t image = item / blocks, first = item % blocks * kBlock;
     const int64_t channels = c.exact ? std::min<int64_t>(kBlock, spec_.outputs - first) : kBlock;
     write_norm(spec_.norm, first, channels,
                c.stats + (image * parts * blocks + item % blocks) * 3 * kBlock, blocks * 3 * kBlock,
-               counts.data(), parts, c.out_scale + image * c.out_slot_image + first,
-               c.out_shift + image * c.out_slot_image + first);
-  });
+               counts.data(), parts, NormTarget{c.out_scale, c.out_shift, c.out_mean, c.out_variance}
+                                          .at(image * c.out_slot_image + first));
+  };
+  c.pool ? c.pool->run(images * blocks, job) : op_parallel(images * blocks, job);
 }
 
 }  // namespace fastgen

@@ -24,6 +24,9 @@ struct ConvTensor {
   void* data = nullptr;
   int64_t image = 0, block = 0, row = 0, pixel = 0;
   int planar = 0;
+  int64_t rows = kAllRows, first = 0;  // as in Value
+
+  int64_t place(int64_t y) const { return (y + first) % rows * row; }
 
   View view(int64_t index, int64_t element) const {
     return {static_cast<char*>(data) + index * image * element, block, row, pixel, planar};
@@ -44,6 +47,9 @@ struct ConvCall {
   float* stats = nullptr;                          // step->stats_floats
   float *out_scale = nullptr, *out_shift = nullptr;
   int64_t out_slot_image = 0;
+  float *out_mean = nullptr, *out_variance = nullptr;  // or null
+  int64_t first_unit = 0, last_unit = -1;              // rows of tiles; -1: all
+  bool statistics = true;                              // when the convolution has a norm
 };
 
 class Conv {
@@ -52,6 +58,8 @@ class Conv {
 
   // Geometry and maps; afterwards nothing is read or written outside tensors of these sizes.
   void plan(const ConvShape& shape, int threads, StepPlan* out) const;
+  // Appends what is read and written of the source's value and residual, `store` and `out`.
+  void flow(const StepPlan& step, int64_t out_rows, Flow* out) const;
   void run(const ConvCall& call) const;
   const ConvSpec& spec() const { return spec_; }
   const Kernels& isa() const { return *isa_; }
@@ -73,6 +81,7 @@ class Conv {
   void pack_weights();
   void direct_plan(const ConvShape& shape, int threads, StepPlan* out) const;
   void tile(const ConvCall& c, int64_t item, int thread) const;
+  void finish_norm(const ConvCall& c) const;
   PackArgs pack_args(const ConvCall& c, const Tile& t, float* panel, bool copying) const;
   void pack_parity(const StepPlan& p, PackArgs a, int parity) const;
   FinishArgs finish_args(const ConvCall& c) const;

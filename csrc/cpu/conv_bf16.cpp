@@ -78,7 +78,7 @@ bool Conv::in_place(const ConvCall& c) const {
   return bf16_ && !winograd_ && c.dtype == kBFloat16 && !c.in.planar && format() == kPanel16 &&
          phases_.size() == 1 && span_y_ == 1 && span_x_ == 1 && low_y_ == 0 && low_x_ == 0 &&
          !spec_.flat && s.views.empty() && s.pre == kActNone && s.post == kActNone && !c.scale &&
-         !c.load_residual.data && !c.copy.data && spec_.inputs % kBlock != 1;
+         !c.load_residual.data && !c.copy.data && c.in.rows == kAllRows && spec_.inputs % kBlock != 1;
 }
 
 }  // namespace fastgen

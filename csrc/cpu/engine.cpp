@@ -8,6 +8,7 @@
 #include <new>
 #include <stdexcept>
 
+#include "bands.h"
 #include "image.h"
 #include "isa.h"
 
@@ -61,11 +62,29 @@ struct Engine::Impl {
 
   // Whether the plan was made by this engine, and nothing was added to it since.
   bool owns(const Plan& plan) const {
-    return plan.owner == this && plan.steps.size() == steps.size() &&
+    const size_t planned = plan.bands ? plan.bands->steps.size() - plan.bands->image_steps.size()
+                                      : plan.steps.size();
+    return plan.owner == this && planned == steps.size() &&
            plan.slot_offset.size() == slots.size();
   }
 
-  void execute(const Plan& plan, const std::vector<float*>& externals);
+  // What does not depend on where the values lie.
+  void prepare(const std::vector<ValueShape>& shapes, Plan* plan) const;
+  void measure(Plan* plan) const;
+  Context context(const Plan& plan, const std::vector<float*>& externals, const NormArrays& norms);
+  void check_norms(const Plan& plan, const NormArrays& norms) const {
+    require(!plan.bands || plan.bands->given == (norms.given != nullptr),
+            "the plan is with or without given statistics, unlike the run");
+    require(!norms.given || !norms.wanted, "statistics are given or wanted, not both");
+  }
+  void execute(const Plan& plan, const std::vector<float*>& externals, const NormArrays& norms,
+               const ImageCall* image);
+  void run_step(const Step& step, Context* context, bool again, std::vector<StepTime>* times) const;
+  std::vector<NormSpec> norms;  // of the steps, in order
+
+  // Before and after a run: given statistics to scale and shift, computed ones to the caller.
+  void give(const Context& c, const float* given) const;
+  void take(const Context& c, float* wanted) const;
 };
 
 Engine::Engine(int threads, const std::string& isa) : impl_(std::make_unique<Impl>()) {
@@ -89,6 +108,7 @@ int Engine::add_value() { return impl_->values++; }
 
 void Engine::add_conv(ConvSpec spec) {
   require(spec.out >= 0 && spec.out < impl_->values, spec.label + ": unknown output value");
+  if (spec.norm.slot >= 0) impl_->norms.push_back(spec.norm);
   impl_->steps.push_back(spec.groups > 1 ? make_grouped(std::move(spec))
                                          : make_conv(std::move(spec), *impl_->isa));
 }
@@ -96,6 +116,7 @@ void Engine::add_copy(const std::string& label, const Source& source, int out) {
   impl_->steps.push_back(make_copy(label, source, out));
 }
 void Engine::add_stats(const std::string& label, int value, NormSpec norm) {
+  impl_->norms.push_back(norm);
   impl_->steps.push_back(make_stats(label, value, std::move(norm)));
 }
 void Engine::add_given(const std::string& label, int mean, int var, NormSpec norm) {
@@ -126,34 +147,38 @@ int64_t Engine::value_floats(const ValueShape& s) {
   return floats;
 }
 
-std::shared_ptr<const Plan> Engine::plan(const std::vector<ValueShape>& values,
-                                         int64_t arena_floats, int externals) const {
-  require(static_cast<int>(values.size()) == impl_->values, "wrong number of values");
-  require(arena_floats >= 0, "arena size is out of range");
-  if (arena_floats > kMaxFloats) throw OutOfMemory("the network needs more than 4 TiB");
+namespace {
+
+void check_counts(int64_t values, size_t given, int externals) {
+  require(static_cast<int64_t>(given) == values, "wrong number of values");
   require(externals >= 0 && externals <= 4096, "wrong number of external arrays");
-  auto plan = std::make_shared<Plan>();
-  plan->owner = impl_.get();
-  plan->externals = externals;
-  plan->external_floats.assign(externals, 0);
-  plan->value_floats = align_up(arena_floats);
-  for (const ValueShape& s : values) {
-    const int64_t floats = value_floats(s);
-    if (s.offset >= 0) {
-      require(
-          s.offset % kAlign == 0 && s.offset <= arena_floats && floats <= arena_floats - s.offset,
-          "a value lies outside the arena");
-    } else {
-      require(-1 - s.offset < externals && s.planar, "a value lies outside the external arrays");
+}
+
+// Of a photo's value.
+void check_image(const ValueShape& s, const ImageShape& image) {
+  require(s.planar && s.c == 3 && s.n == image.n && s.h >= image.height && s.w >= image.width &&
+              image.height >= 1 && image.width >= 1,
+          "the network's input or output does not hold this image");
+}
+
+}  // namespace
+
+void Engine::Impl::prepare(const std::vector<ValueShape>& shapes, Plan* plan) const {
+  plan->owner = this;
+  plan->external_floats.assign(plan->externals, 0);
+  for (const ValueShape& s : shapes) {
+    const int64_t floats = value_floats(s), plane = s.h * s.w;
+    if (s.offset < 0) {
+      require(-1 - s.offset < plan->externals && s.planar,
+              "a value lies outside the external arrays");
       plan->external_floats[-1 - s.offset] = std::max(plan->external_floats[-1 - s.offset], floats);
     }
-    const int64_t plane = s.h * s.w;
     plan->values.push_back(
         s.planar ? Value{s, s.c * plane, plane, s.w, 1}
                  : Value{s, blocks_of(s.c) * plane * kBlock, plane * kBlock, s.w * kBlock, kBlock});
   }
-  const int64_t images = values.empty() ? 0 : values.front().n;
-  for (const Slot& slot : impl_->slots) {
+  const int64_t images = shapes.empty() ? 0 : shapes.front().n;
+  for (const Slot& slot : slots) {
     const int64_t padded = blocks_of(slot.channels) * kBlock;
     plan->slot_offset.push_back(plan->slot_floats);
     plan->slot_padded.push_back(padded);
@@ -161,32 +186,103 @@ std::shared_ptr<const Plan> Engine::plan(const std::vector<ValueShape>& values,
     plan->slot_floats += images * 2 * padded;
     if (plan->slot_floats > kMaxFloats) throw OutOfMemory("the batch is too large");
   }
-  for (const auto& step : impl_->steps) {
+  for (const auto& step : steps) {
     plan->steps.emplace_back();
-    step->plan(*plan, impl_->slots, *impl_->isa, impl_->threads, &plan->steps.back());
-    plan->panel_floats = std::max(plan->panel_floats, plan->steps.back().panel_floats);
-    plan->stats_floats = std::max(plan->stats_floats, plan->steps.back().stats_floats);
+    step->plan(*plan, slots, *isa, threads, &plan->steps.back());
   }
-  plan->panel_floats = align_up(plan->panel_floats);
-  plan->stats_floats = align_up(plan->stats_floats);
-  plan->total_floats = plan->value_floats + plan->slot_floats + plan->stats_floats +
-                       impl_->threads * plan->panel_floats;
+}
+
+void Engine::Impl::measure(Plan* plan) const {
+  for (const StepPlan& step : plan->steps) {
+    plan->panel_floats = std::max(plan->panel_floats, align_up(step.panel_floats));
+    if (!plan->bands)
+      plan->stats_floats = std::max(plan->stats_floats, align_up(step.stats_floats));
+  }
+  plan->total_floats = plan->value_floats + 2 * plan->slot_floats + plan->stats_floats +
+                       threads * plan->panel_floats;
+  if (plan->total_floats > kMaxFloats) throw OutOfMemory("the network needs more than 4 TiB");
+}
+
+std::shared_ptr<const Plan> Engine::plan(const std::vector<ValueShape>& values,
+                                         int64_t arena_floats, int externals) const {
+  check_counts(impl_->values, values.size(), externals);
+  require(arena_floats >= 0, "arena size is out of range");
+  if (arena_floats > kMaxFloats) throw OutOfMemory("the network needs more than 4 TiB");
+  auto plan = std::make_shared<Plan>();
+  plan->externals = externals;
+  plan->value_floats = align_up(arena_floats);
+  for (const ValueShape& s : values) {
+    const int64_t floats = value_floats(s);
+    require(s.offset < 0 || (s.offset % kAlign == 0 && s.offset <= arena_floats &&
+                             floats <= arena_floats - s.offset),
+            "a value lies outside the arena");
+  }
+  impl_->prepare(values, plan.get());
+  impl_->measure(plan.get());
+  return plan;
+}
+
+std::shared_ptr<const Plan> Engine::plan_bands(const std::vector<ValueShape>& values, int externals,
+                                               const BandSpec& spec, const ImageShape& image) const {
+  check_counts(impl_->values, values.size(), externals);
+  require(spec.rows >= 1 && spec.rows <= kMaxSide && spec.limit >= 0 && spec.most_work >= 1,
+          "the height of the bands or their limits are out of range");
+  auto plan = std::make_shared<Plan>();
+  plan->externals = externals;
+  impl_->prepare(values, plan.get());
+  auto bands = std::make_shared<Bands>();
+  bands->image = image;
+  bands->given = spec.given_norms;
+  for (const auto& step : impl_->steps) bands->steps.push_back(step.get());
+  if (image.n > 0) {
+    for (int value : {image.input, image.output}) {
+      require(value >= 0 && value < impl_->values && values[value].offset >= 0,
+              "unknown image value");
+      check_image(values[value], image);
+    }
+    bands->image_steps.push_back(make_image_load(image.input));
+    bands->image_steps.push_back(make_image_store(image.output, image.height));
+    bands->steps.insert(bands->steps.begin(), bands->image_steps[0].get());
+    bands->steps.push_back(bands->image_steps[1].get());
+    StepPlan load, store;
+    bands->steps.front()->plan(*plan, impl_->slots, *impl_->isa, impl_->threads, &load);
+    bands->steps.back()->plan(*plan, impl_->slots, *impl_->isa, impl_->threads, &store);
+    plan->steps.insert(plan->steps.begin(), std::move(load));
+    plan->steps.push_back(std::move(store));
+  }
+  std::vector<char> external;
+  for (const ValueShape& s : values) external.push_back(s.offset < 0);
+  plan->bands = bands;
+  impl_->measure(plan.get());
+  Plan base = *plan;
+  base.bands = nullptr;
+  fastgen::plan_bands(base, external, spec, plan->total_floats, spec.given_norms, bands.get());
+  plan->value_floats = align_up(bands->arena_floats);
+  plan->steps.clear();
+  plan->total_floats += plan->value_floats;
   if (plan->total_floats > kMaxFloats) throw OutOfMemory("the network needs more than 4 TiB");
   return plan;
 }
 
 int64_t Engine::plan_bytes(const Plan& plan) { return plan.total_floats * 4; }
 
-void Engine::Impl::execute(const Plan& plan, const std::vector<float*>& externals) {
+BandReport Engine::band_report(const Plan& plan) {
+  return plan.bands ? plan.bands->report : BandReport{};
+}
+
+Context Engine::Impl::context(const Plan& plan, const std::vector<float*>& externals,
+                              const NormArrays& norms) {
   Context context{};
   context.plan = &plan;
   context.isa = isa;
   context.pool = &workers();
   context.arena = arena.data();
   context.slots = arena.data() + plan.value_floats;
-  context.stats = context.slots + plan.slot_floats;
+  context.stats = context.slots + 2 * plan.slot_floats;
   context.panels = context.stats + plan.stats_floats;
   context.externals = &externals;
+  context.storing = true;
+  context.statistics = !norms.given;
   for (size_t s = 0; s < slots.size(); ++s) {
     if (slots[s].scale.empty()) continue;
     // Products of bfloat16 meet an odd last channel together with the one behind it: what that is
@@ -199,51 +295,123 @@ void Engine::Impl::execute(const Plan& plan, const std::vector<float*>& external
       fill(slots[s].shift, context.shift(static_cast<int>(s), n));
     }
   }
-  std::vector<StepTime> measured;
-  for (size_t i = 0; i < steps.size(); ++i) {
-    context.step = &plan.steps[i];
-    if (!profiling) {
-      steps[i]->run(context);
-      continue;
+  return context;
+}
+
+void Engine::Impl::give(const Context& c, const float* given) const {
+  for (const NormSpec& norm : norms) {
+    const int64_t channels = slots[norm.slot].channels, images = c.plan->slot_images[norm.slot];
+    const float *mean = given, *variance = given + images * channels;
+    for (int64_t n = 0; n < images; ++n) {
+      float *scale = c.scale(norm.slot, n), *shift = c.shift(norm.slot, n);
+      std::fill_n(scale, 2 * c.plan->slot_padded[norm.slot], 0.0f);
+      for (int64_t i = 0; i < channels; ++i)
+        put_norm(norm, i, double{mean[n * channels + i]}, double{variance[n * channels + i]},
+                 scale + i, shift + i);
     }
-    const auto start = std::chrono::steady_clock::now();
-    steps[i]->run(context);
-    const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
-    measured.push_back({steps[i]->label, took.count(), plan.steps[i].flops});
+    given += 2 * images * channels;
   }
+}
+
+void Engine::Impl::take(const Context& c, float* wanted) const {
+  for (const NormSpec& norm : norms) {
+    const int64_t channels = slots[norm.slot].channels, images = c.plan->slot_images[norm.slot];
+    for (int64_t n = 0; n < images; ++n, wanted += channels)
+      std::copy_n(c.mean(norm.slot, n), channels, wanted);
+    for (int64_t n = 0; n < images; ++n, wanted += channels)
+      std::copy_n(c.variance(norm.slot, n), channels, wanted);
+  }
+}
+
+// `again`: it may be one of several parts of the step.
+void Engine::Impl::run_step(const Step& step, Context* context, bool again,
+                            std::vector<StepTime>* measured) const {
+  if (!profiling) return step.run(*context);
+  const auto start = std::chrono::steady_clock::now();
+  step.run(*context);
+  const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
+  const double share = static_cast<double>(context->last_unit - context->first_unit) /
+                       static_cast<double>(context->step->units);
+  for (StepTime& time : *measured) {
+    if (time.label != step.label || !again) continue;
+    time.milliseconds += took.count();
+    time.flops += context->step->flops * share;
+    return;
+  }
+  measured->push_back({step.label, took.count(), context->step->flops * share});
+}
+
+void Engine::Impl::execute(const Plan& plan, const std::vector<float*>& externals,
+                           const NormArrays& norms, const ImageCall* image) {
+  check_norms(plan, norms);
+  Context c = context(plan, externals, norms);
+  c.image = image;
+  if (norms.given) give(c, norms.given);
+  std::vector<StepTime> measured;
+  for (size_t i = 0; i < steps.size() && !plan.bands; ++i) {
+    c.step = &plan.steps[i];
+    c.last_unit = c.step->units;
+    if (c.statistics || !steps[i]->only_statistics()) run_step(*steps[i], &c, false, &measured);
+  }
+  for (size_t p = 0; plan.bands && p < plan.bands->passes.size(); ++p) {
+    const BandPass& pass = plan.bands->passes[p];
+    c.plan = &pass.plan;
+    for (const BandRun& run : pass.runs) {
+      c.step = &pass.plan.steps[run.step];
+      c.first_unit = run.first;
+      c.last_unit = run.last;
+      c.stats = arena.data() + pass.stats[run.step];
+      c.statistics = pass.statistics[run.step];
+      c.storing = pass.storing[run.step];
+      run_step(*plan.bands->steps[run.step], &c, true, &measured);
+    }
+  }
+  c.plan = &plan;
+  if (norms.wanted) take(c, norms.wanted);
   if (profiling) times = std::move(measured);
 }
 
-void Engine::run(const Plan& plan, const std::vector<float*>& externals) {
+int64_t Engine::norm_floats(const Plan& plan) const {
+  int64_t floats = 0;
+  for (const NormSpec& norm : impl_->norms)
+    floats += 2 * plan.slot_images[norm.slot] * impl_->slots[norm.slot].channels;
+  return floats;
+}
+
+void Engine::run(const Plan& plan, const std::vector<float*>& externals, const NormArrays& norms) {
   impl_->after_fork();
   std::lock_guard<std::mutex> lock(impl_->mutex);
   require(impl_->owns(plan), "the plan belongs to another engine");
   require(static_cast<int>(externals.size()) == plan.externals, "wrong number of arrays");
   impl_->arena.reserve(static_cast<size_t>(plan.total_floats) * 4);
-  impl_->execute(plan, externals);
+  impl_->execute(plan, externals, norms, nullptr);
 }
 
 void Engine::run_image(const Plan& plan, int input, int output, const void* photo, void* out,
-                       bool is_byte, int64_t n, int64_t height, int64_t width, const ImageIO& io) {
+                       bool is_byte, int64_t n, int64_t height, int64_t width, const ImageIO& io,
+                       const NormArrays& norms) {
   impl_->after_fork();
   std::lock_guard<std::mutex> lock(impl_->mutex);
   require(impl_->owns(plan) && plan.externals == 0, "the plan does not take images");
-  const auto planes = [&](int index) -> const ValueShape& {
-    require(index >= 0 && index < impl_->values, "unknown image value");
-    const ValueShape& s = plan.values[index].shape;
-    require(s.planar && s.c == 3 && s.n == n && s.h >= height && s.w >= width && height >= 1 &&
-                width >= 1,
-            "the network's input or output does not hold this image");
-    return s;
-  };
-  const ValueShape &from = planes(input), &to = planes(output);
+  for (int value : {input, output}) {
+    require(value >= 0 && value < impl_->values, "unknown image value");
+    check_image(plan.values[value].shape, {n, height, width, input, output});
+  }
   impl_->arena.reserve(static_cast<size_t>(plan.total_floats) * 4);
+  const ImageCall image{photo, out, is_byte, n, height, width, io};
+  if (plan.bands) {
+    const ImageShape& planned = plan.bands->image;
+    require(planned.n == n && planned.height == height && planned.width == width &&
+                planned.input == input && planned.output == output,
+            "the plan is of an image of another size");
+    return impl_->execute(plan, {}, norms, &image);
+  }
+  const Value &from = plan.values[input], &to = plan.values[output];
+  float* arena = impl_->arena.data();
   Pool* pool = &impl_->workers();
-  image_load(*impl_->isa, pool, photo, is_byte, n, height, width, from.h, from.w, io,
-             impl_->arena.data() + from.offset);
-  impl_->execute(plan, {});
-  image_store(*impl_->isa, pool, impl_->arena.data() + to.offset, photo, is_byte, n, height, width,
-              to.h, to.w, io, out);
+  image_load(*impl_->isa, pool, image, 0, from.shape.h, from, arena + from.shape.offset);
+  impl_->execute(plan, {}, norms, nullptr);
+  image_store(*impl_->isa, pool, to, arena + to.shape.offset, 0, height, image);
 }
 
 void Engine::after_fork() const { impl_->after_fork(); }
@@ -260,6 +428,11 @@ std::vector<StepTime> Engine::profile() const {
   return impl_->times;
 }
 int Engine::threads() const { return impl_->threads; }
+size_t Engine::arena_bytes() const {
+  impl_->after_fork();
+  std::lock_guard<std::mutex> lock(impl_->mutex);
+  return impl_->arena.size();
+}
 std::string Engine::isa() const { return impl_->isa->name; }
 void Engine::release_memory() {
   impl_->after_fork();

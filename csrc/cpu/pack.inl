@@ -193,7 +193,7 @@ void pack16(const PackArgs& a) {
         pack_row16<MODE, T, D>(a, b, y, dst);
       }
       if (a.store && y >= a.store_y0 && y < a.store_y1) {
-        float* out = a.store + b * a.store_block + a.src_y[y] * a.store_row;
+        float* out = a.store + b * a.store_block + a.store_y[y] * a.store_row;
         for (int x = a.store_x0; x < a.store_x1; ++x)
           for (int j = 0; j < kBlock; j += VL)
             store(out + a.src_x[x] * kBlock + j, load_as(dst + x * kBlock + j));

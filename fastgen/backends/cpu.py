@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastgen.backends import ImageIO, _steps, check_image_batch, padded_size
+from fastgen.backends import ImageIO, _bands, _steps, check_image_batch, padded_size
+from fastgen.backends._bands import BandInfo, Bands
 from fastgen.backends._lower import lower
+from fastgen.backends._norm_stats import NormStats
 from fastgen.errors import BackendUnavailable, GraphError
 from fastgen.graph import Graph
 
@@ -122,6 +125,7 @@ class Runner:
             if isinstance(step, _steps.ConvStep):
                 step.phases = []
         self._plans: OrderedDict[Any, Any] = OrderedDict()
+        self._norms = NormStats(self._lowered)
         self._closed = False
 
     @property
@@ -149,7 +153,31 @@ class Runner:
         self._plans.clear()
         self._engine.release_memory()
 
-    def run(self, inputs: Any, io: ImageIO | None = None, out: Any = None) -> Any:
+    @property
+    def norm_names(self) -> tuple[str, ...]:
+        """Norms whose statistics are taken from the data: the names for ``norm_stats``."""
+        return self._norms.names
+
+    def band_info(
+        self, shape: tuple[int, ...], band_rows: Any = "auto", recompute: str = "auto"
+    ) -> BandInfo | None:
+        """How ``run(..., band_rows=..., io=...)`` goes through an image batch (N,H,W,3).
+
+        Returns:
+            None where it takes the whole frame at once.
+        """
+        bands = _bands.check_bands(band_rows, recompute)
+        return self._image_plan(shape, bands, False).info
+
+    def run(
+        self,
+        inputs: Any,
+        io: ImageIO | None = None,
+        out: Any = None,
+        norm_stats: Any = None,
+        band_rows: Any = None,
+        recompute: str = "auto",
+    ) -> Any:
         """Runs the graph.
 
         Args:
@@ -157,26 +185,39 @@ class Runner:
                 the model's range; with ``io`` one image batch (N,H,W,3), uint8 or float32 0..1.
             io: how to convert an image batch to the model's range and back.
             out: array to write the result into, of the result's shape and dtype.
+            norm_stats: statistics of the instance norms: None computes them; ``"return"`` returns
+                them, too; a dict as returned (mean and variance, float32 (N,C), by the names of
+                ``norm_names``) takes them instead of the data's.
+            band_rows: rows of the frame that are worked on at a time. Less memory, and the same
+                result. None: the whole frame at once. ``"auto"``: bands where the whole frame would
+                not fit into the memory that is left.
+            recompute: what a run in bands computes again instead of keeping it. ``"auto"``: as much
+                as the memory that is left asks for, or with rows given the least memory for at most
+                twice the arithmetic. ``"full"``: the least memory.
 
         Returns:
             float32 array (or a dict of them by output name when inputs were a dict or the graph
-            has several outputs); with ``io`` an image batch like the one that came in.
+            has several outputs); with ``io`` an image batch like the one that came in. With
+            ``norm_stats="return"`` that and the statistics.
 
         Raises:
-            ValueError: wrong shapes. TypeError: wrong types. MemoryError: too large an input.
+            ValueError: wrong shapes or options. TypeError: wrong types. MemoryError: too large an
+                input.
         """
         if self._closed:
             raise ValueError("this runner is closed; compile the graph again")
+        bands = _bands.check_bands(band_rows, recompute)
         if io is not None:
-            return self._run_image(inputs, io, out)
+            return self._run_image(inputs, io, out, norm_stats, bands)
         named = inputs if isinstance(inputs, Mapping) else {self.graph.inputs[0].name: inputs}
         arrays = {name: _float_array(name, array) for name, array in named.items()}
         shapes = {name: array.shape for name, array in arrays.items()}
-        plan, values = self._plan(shapes, external=True)
+        given = norm_stats is not None and not isinstance(norm_stats, str)
+        plan = self._plan(shapes, True, bands, given)
         results: dict[str, np.ndarray] = {}
         single = len(self.graph.outputs) == 1
         for name in self._lowered.outputs:
-            shape = values[self.graph.outputs[name]]
+            shape = plan.shapes[self.graph.outputs[name]]
             results[name] = np.empty(shape, np.float32)
             if out is not None:
                 if not single:
@@ -189,31 +230,28 @@ class Runner:
             if out is not None:
                 direct &= not any(np.may_share_memory(array, other) for other in arrays.values())
             written[name] = array if direct else np.empty(array.shape, np.float32)
+        images = next(iter(arrays.values())).shape[0]
+        given_stats, wanted = self._norms.arrays(norm_stats, images)
         self._engine.run(
-            plan, [arrays[name] for name in self._lowered.inputs] + [*written.values()]
+            plan.plan,
+            [arrays[name] for name in self._lowered.inputs] + [*written.values()],
+            given_stats,
+            wanted,
         )
         for name, array in written.items():
             if array is not results[name]:
                 results[name][...] = array
+        result: Any = results
         if single and not isinstance(inputs, Mapping):
-            return next(iter(results.values()))
-        return results
+            result = next(iter(results.values()))
+        return result if wanted is None else (result, self._norms.by_name(wanted, images))
 
-    def _run_image(self, image: Any, io: ImageIO, out: Any) -> np.ndarray:
+    def _run_image(self, image: Any, io: ImageIO, out: Any, norm_stats: Any, bands: Bands) -> Any:
         if not isinstance(image, np.ndarray):
             raise TypeError(f"image batch is {type(image).__name__}, must be a numpy array")
         check_image_batch(image)
-        inputs, outputs = self.graph.inputs, self._lowered.outputs
-        if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4:
-            raise ValueError("io= needs a graph with one image input and one output")
-        rows, columns = padded_size(self.graph, *image.shape[1:3])
-        shape = (image.shape[0], 3, rows, columns)
-        plan, values = self._plan({inputs[0].name: shape}, external=False)
-        result_shape = values[next(iter(self.graph.outputs.values()))]
-        if result_shape != shape:
-            raise ValueError(
-                f"io= needs an output of the input's shape {shape}, not {result_shape}"
-            )
+        given, wanted = self._norms.arrays(norm_stats, image.shape[0])
+        plan = self._image_plan(image.shape, bands, given is not None)
         result = None if out is None else _check_out(out, image.shape, image.dtype)
         photo = np.ascontiguousarray(image)
         direct = result is not None and result.flags.c_contiguous and result.flags.aligned
@@ -221,9 +259,8 @@ class Runner:
         if np.may_share_memory(target, photo):
             photo = photo.copy()
         self._engine.run_image(
-            plan,
-            self._lowered.inputs[inputs[0].name],
-            next(iter(outputs.values())),
+            plan.plan,
+            *self._image_values(),
             photo,
             target,
             tuple(map(float, io.input_range)),
@@ -231,17 +268,41 @@ class Runner:
             float(io.strength),
             bool(io.preserve_color),
             bool(io.bgr),
+            given,
+            wanted,
         )
         if result is not None and not direct:
             result[...] = target
-            return result
-        return target
+            target = result
+        return target if wanted is None else (target, self._norms.by_name(wanted, image.shape[0]))
+
+    def _image_values(self) -> tuple[int, int]:
+        return next(iter(self._lowered.inputs.values())), next(iter(self._lowered.outputs.values()))
+
+    def _image_plan(self, image: tuple[int, ...], bands: Bands, given: bool) -> _Plan:
+        inputs = self.graph.inputs
+        if len(inputs) != 1 or len(self.graph.outputs) != 1 or len(inputs[0].shape) != 4:
+            raise ValueError("io= needs a graph with one image input and one output")
+        shape = (image[0], 3, *padded_size(self.graph, *image[1:3]))
+        plan = self._plan({inputs[0].name: shape}, False, bands, given, tuple(image[:3]))
+        result = plan.shapes[next(iter(self.graph.outputs.values()))]
+        if result != shape:
+            raise ValueError(f"io= needs an output of the input's shape {shape}, not {result}")
+        return plan
 
     def _plan(
-        self, inputs: dict[str, tuple[int, ...]], external: bool
-    ) -> tuple[Any, dict[str, tuple[int, ...]]]:
-        """The engine's plan and the shapes of all values for these input shapes."""
-        key = (tuple(sorted(inputs.items())), external)
+        self,
+        inputs: dict[str, tuple[int, ...]],
+        external: bool,
+        bands: Bands,
+        given: bool,
+        image: tuple[int, ...] | None = None,
+    ) -> _Plan:
+        """The engine's plan for these input shapes."""
+        # Only a run in bands has another plan for other statistics or another photo's size.
+        key: Any = (tuple(sorted(inputs.items())), external, bands)
+        if bands.rows is not None:
+            key = (*key, given, image)
         plans = self._plans
         try:
             plans.move_to_end(key)
@@ -249,8 +310,7 @@ class Runner:
         except KeyError:
             pass
         shapes = self.graph.infer_shapes(inputs)
-        values, floats, externals = plan_values(self._lowered, shapes, external)
-        entry = (self._engine.plan(values, floats, externals), shapes)
+        entry = self._make_plan(shapes, external, bands, given, image)
         plans[key] = entry
         while len(plans) > _PLANS:
             try:
@@ -258,6 +318,45 @@ class Runner:
             except KeyError:  # another thread was faster
                 break
         return entry
+
+    def _make_plan(
+        self,
+        shapes: dict[str, tuple[int, ...]],
+        external: bool,
+        bands: Bands,
+        given: bool,
+        image: tuple[int, ...] | None,
+    ) -> _Plan:
+        values, floats, externals = plan_values(self._lowered, shapes, external)
+        limit, why = 0, "as asked for"
+        whole: _Plan | None = None
+        if not bands.rows:
+            whole = _Plan(self._engine.plan(values, floats, externals), shapes, None)
+        if whole and bands.rows is None:
+            return whole
+        if whole:
+            left = int(_extension().memory_available()) + int(self._engine.arena_bytes)
+            if whole.plan.bytes <= _bands.WHOLE_SHARE * left and not bands.full:
+                return whole
+            limit = 0 if bands.full else max(1, int(_bands.BANDED_SHARE * left))
+            why = f"at once it takes {whole.plan.bytes >> 20} MiB, {left >> 20} MiB are left"
+        shaped = [(*value[:5], min(value[5], 0)) for value in values]
+        rows = bands.rows or _bands.DEFAULT_ROWS
+        photo = None if image is None else (*image, *self._image_values())
+        most = float("inf") if bands.full else _bands.MOST_WORK
+        plan = self._engine.plan_bands(shaped, externals, (rows, limit, most, given), photo)
+        if whole and plan.bytes >= whole.plan.bytes:
+            return whole
+        count, passes, kept, work = plan.bands
+        info = BandInfo(rows, count, passes, int(plan.bytes), kept, work, why)
+        return _Plan(plan, shapes, info)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    plan: Any  # the engine's
+    shapes: dict[str, tuple[int, ...]]  # of all values
+    info: BandInfo | None  # where the run is in bands
 
 
 def plan_values(
