@@ -9,7 +9,7 @@ namespace fastgen {
 namespace {
 
 constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
-constexpr int64_t kSmall = 16 * 1024;  // floats that are always kept
+constexpr int64_t kSmall = 256;  // floats that are always kept
 
 int64_t align16(int64_t floats) { return ceil_div(floats, 16) * 16; }
 
@@ -73,13 +73,15 @@ class Planner {
 
  private:
   int64_t row_floats(int value) const {
-    const ValueShape& s = base_.values[value].shape;
-    return s.n * (s.planar ? s.c : blocks_of(s.c) * kBlock) * s.w;
+    ValueShape row = base_.values[value].shape;
+    row.h = 1;
+    return Engine::value_floats(row);
   }
   int64_t floats(int value) const { return row_floats(value) * base_.values[value].shape.h; }
   bool same(int a, int b) const;
   bool due(int node, const DraftPass& pass) const;
   void choose(Draft* draft) const;
+  int64_t possible(int node, const DraftPass& pass, const std::vector<int64_t>& done) const;
   void simulate(int level, Draft* draft) const;
   void hand_over(int level, const std::vector<std::vector<int64_t>>& distance, Draft* draft) const;
   void place(Draft* draft) const;
@@ -208,6 +210,28 @@ void Planner::choose(Draft* draft) const {
   }
 }
 
+// Units of a step for which there are rows to read.
+int64_t Planner::possible(int node, const DraftPass& pass, const std::vector<int64_t>& done) const {
+  const Flow& flow = nodes_[node].flow;
+  int64_t units = base_.steps[node].units;
+  for (int slot : flow.slots) {
+    const int from = slot_writer_[slot];
+    if (from >= 0 && pass.in[from] && !nodes_[from].norm && done[from] < base_.steps[from].units)
+      return 0;
+  }
+  for (size_t r = 0; r < flow.reads.size(); ++r) {
+    const int v = flow.reads[r].value, from = writer_[v];
+    if (from < 0 || pass.reads[v]) continue;
+    int64_t rows = 0;
+    for (const Flow::Writing& w : nodes_[from].flow.writes)
+      if (w.value == v && done[from] > 0) rows = w.ready[done[from] - 1];
+    const std::vector<int64_t>& need = nodes_[node].need[r];
+    const auto end = std::upper_bound(need.begin(), need.end(), rows);
+    units = std::min<int64_t>(units, end - need.begin() - 1);
+  }
+  return units;
+}
+
 // Lets the steps of a pass take turns, and notes how many rows of each value are alive at once.
 void Planner::simulate(int level, Draft* draft) const {
   DraftPass& pass = draft->passes[level];
@@ -260,12 +284,22 @@ void Planner::simulate(int level, Draft* draft) const {
         if (from >= 0 && pass.in[from] && !nodes_[from].norm) need[from] = base_.steps[from].units;
       }
     }
-    for (int i = 0; i < count; ++i) {
+    // A step that has to run far ahead does not do so at once: the others take rows from it as they
+    // come, and memory for them all is not needed.
+    for (int i = 0, waiting = 0;; ++i) {
+      if (i == count) {
+        if (!waiting) break;
+        i = waiting = 0;
+      }
       if (!pass.in[i] || need[i] <= done[i]) continue;
+      const int64_t end = std::min({need[i], done[i] + ceil_div(base_.steps[i].units, bands),
+                                    possible(i, pass, done)});
+      if (end < need[i]) waiting = 1;
+      if (end <= done[i]) continue;
       for (const Flow::Writing& w : nodes_[i].flow.writes) {
         const bool copy = &w != nodes_[i].flow.writes.data();
         if (copy && readers[w.value].empty() && !pass.wrote[w.value]) continue;
-        const int64_t before = done[i] ? w.ready[done[i] - 1] : 0, after = w.ready[need[i] - 1];
+        const int64_t before = done[i] ? w.ready[done[i] - 1] : 0, after = w.ready[end - 1];
         pass.rows[w.value] =
             std::max(pass.rows[w.value], after - std::min(before, low(w.value)));
         if (!pass.wrote[w.value]) continue;
@@ -276,8 +310,8 @@ void Planner::simulate(int level, Draft* draft) const {
             distance[old][w.value] = std::max(distance[old][w.value], after - first);
         }
       }
-      pass.runs.push_back({i, done[i], need[i]});
-      done[i] = need[i];
+      pass.runs.push_back({i, done[i], end});
+      done[i] = end;
     }
   }
   for (int i = 0; i < count; ++i)
