@@ -12,12 +12,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastgen import ops
+    from fastgen import ops, video
     from fastgen.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from fastgen.errors import BackendUnavailable, CheckpointError, FastgenError, ImageError
     from fastgen.exporters import export_onnx
     from fastgen.styles import list_styles, load_style
     from fastgen.stylizer import Stylizer, stylize
+    from fastgen.video import stylize_video
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,8 @@ __all__ = [
     "ops",
     "save_checkpoint",
     "stylize",
+    "stylize_video",
+    "video",
 ]
 
 _HOME = {
@@ -52,6 +55,8 @@ _HOME = {
     "ops": "",
     "save_checkpoint": "checkpoint",
     "stylize": "stylizer",
+    "stylize_video": "video",
+    "video": "",
 }
 
 
