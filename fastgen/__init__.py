@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fastgen.errors import BackendUnavailable, CheckpointError, FastgenError, ImageError
     from fastgen.exporters import export_onnx
     from fastgen.styles import list_styles, load_style
-    from fastgen.stylizer import Stylizer, stylize
+    from fastgen.stylizer import StreamStats, Stylizer, stylize
     from fastgen.video import stylize_video
 
 __version__ = "0.1.0"
@@ -28,6 +28,7 @@ __all__ = [
     "CheckpointError",
     "FastgenError",
     "ImageError",
+    "StreamStats",
     "Stylizer",
     "__version__",
     "export_onnx",
@@ -47,6 +48,7 @@ _HOME = {
     "CheckpointError": "errors",
     "FastgenError": "errors",
     "ImageError": "errors",
+    "StreamStats": "stylizer",
     "Stylizer": "stylizer",
     "export_onnx": "exporters",
     "list_styles": "styles",

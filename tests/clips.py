@@ -32,7 +32,6 @@ def make(
     *,
     size: tuple[int, int] = SIZE,
     sound: bool = False,
-    subtitles: bool = False,
     rotation: int = 0,
     colors: tuple[int, int] | None = None,
     codec: str = "libx264",
@@ -51,12 +50,6 @@ def make(
         if colors is not None:
             stream.codec_context.colorspace, stream.codec_context.color_range = colors
         voice = file.add_stream("aac", rate=16000) if sound else None
-        text = (
-            file.add_stream("mov_text" if path.suffix == ".mp4" else "subrip")
-            if subtitles
-            else None
-        )
-        del text
         for index, time in enumerate(times):
             frame = av.VideoFrame.from_ndarray(picture(index, size), format="rgb24")
             if colors is not None:

@@ -30,6 +30,7 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
                 "fastgen.metrics",
                 "fastgen.calibrate",
                 "fastgen._convert",
+                "fastgen._stream",
                 "fastgen.video",
             ),
         ),
