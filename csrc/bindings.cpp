@@ -108,9 +108,9 @@ ConvSpec conv(const py::handle& o) {
 
 ValueShape value_shape(const py::handle& item) {
   const auto t = item.cast<py::tuple>();
-  if (t.size() != 6) throw std::invalid_argument("a value is (n, c, h, w, planar, offset)");
-  return {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>(),
-          t[3].cast<int64_t>(), t[4].cast<bool>(),    t[5].cast<int64_t>()};
+  if (t.size() != 7) throw std::invalid_argument("a value is (n, c, h, w, planar, dtype, offset)");
+  return {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>(), t[3].cast<int64_t>(),
+          t[4].cast<bool>(),    t[5].cast<int>(),     t[6].cast<int64_t>()};
 }
 
 // The plan keeps its engine's identity, and here also what the arrays must hold.
@@ -229,7 +229,16 @@ PYBIND11_MODULE(_C, m) {
             if (!r.passes) return py::none();
             return py::make_tuple(r.bands, r.passes, r.kept_bytes, r.work);
           },
-          "(bands, passes, bytes kept whole, arithmetic beside a run without bands) or None.");
+          "(bands, passes, bytes kept whole, arithmetic beside a run without bands) or None.")
+      .def_property_readonly(
+          "costs",
+          [](const PlanHandle& handle) {
+            py::list result;
+            for (const auto& cost : Engine::plan_costs(*handle.plan))
+              result.append(py::make_tuple(cost.flops / 2, cost.products));
+            return result;
+          },
+          "[(multiply-adds of the step as it was given, those that are done)].");
   py::class_<Engine>(m, "Engine")
       .def(py::init<int, const std::string&>(), py::arg("threads") = 0, py::arg("isa") = "")
       .def("add_value", &Engine::add_value)
@@ -266,7 +275,8 @@ PYBIND11_MODULE(_C, m) {
            py::keep_alive<0, 1>())
       .def("plan_bands", &make_band_plan, py::arg("values"), py::arg("externals"), py::arg("spec"),
            py::arg("image"), py::keep_alive<0, 1>())
-      .def("norm_floats", [](const Engine& e, const PlanHandle& h) { return e.norm_floats(*h.plan); })
+      .def("norm_floats",
+           [](const Engine& e, const PlanHandle& h) { return e.norm_floats(*h.plan); })
       .def("run", &run, py::arg("plan"), py::arg("arrays"), py::arg("given") = py::none(),
            py::arg("wanted") = py::none())
       .def("run_image", &run_image, py::arg("plan"), py::arg("input"), py::arg("output"),

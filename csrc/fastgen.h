@@ -81,6 +81,7 @@ struct PoolSpec {
 struct ValueShape {
   int64_t n = 0, c = 0, h = 0, w = 0;
   bool planar = false;
+  int dtype = kFloat32;  // in memory; kBFloat16: blocked values in the arena only
   int64_t offset = -1;  // floats from the arena's start; negative: -1 - index of the external array
 };
 
@@ -91,9 +92,9 @@ struct ImageIO {
 
 // A run in bands (csrc/cpu/bands.h).
 struct BandSpec {
-  int64_t rows = 64;         // of the largest values, in each band
-  int64_t limit = 0;         // bytes: the least arithmetic that fits; 0: the least memory that costs
-  double most_work = 2;      // at most this much arithmetic, a run without bands being 1
+  int64_t rows = 64;     // of the largest values, in each band
+  int64_t limit = 0;     // bytes: the least arithmetic that fits; 0: the least memory that costs
+  double most_work = 2;  // at most this much arithmetic, a run without bands being 1
   bool given_norms = false;  // statistics come with the run
 };
 
@@ -110,8 +111,8 @@ struct ImageShape {
   int input = -1, output = -1;  // values
 };
 
-// Statistics of all instance norms, in the order in which they were added: means (n, channels), then
-// variances. Null: they are computed; not wanted.
+// Statistics of all instance norms, in the order in which they were added: means (n, channels),
+// then variances. Null: they are computed; not wanted.
 struct NormArrays {
   const float* given = nullptr;
   float* wanted = nullptr;
@@ -121,6 +122,11 @@ struct StepTime {
   std::string label;
   double milliseconds;
   double flops;
+};
+
+struct StepCost {
+  double flops;     // of the step as it was given
+  double products;  // multiply-adds that are done
 };
 
 struct Plan;  // step geometry for one set of input shapes
@@ -150,6 +156,7 @@ class Engine {
   std::shared_ptr<const Plan> plan_bands(const std::vector<ValueShape>& values, int externals,
                                          const BandSpec& spec, const ImageShape& image) const;
   static int64_t plan_bytes(const Plan& plan);
+  static std::vector<StepCost> plan_costs(const Plan& plan);
   static BandReport band_report(const Plan& plan);
   int64_t norm_floats(const Plan& plan) const;  // of each of NormArrays
   // externals[i] has the floats of the value with offset -1 - i.

@@ -82,7 +82,7 @@ def test_random_graphs(isa: str, precision: str) -> None:
 def test_networks(name: str, config: dict[str, Any], precision: str, isa: str) -> None:
     need_isa(isa)
     runner = _runner(name, precision, isa, **config)
-    image = _image(72, 40, 2)
+    image = _image(200, 24, 2)
     expected = runner.run(image)
     for rows in (1, 9, 32, 500):
         for recompute in ("auto", "full"):
@@ -275,8 +275,8 @@ def test_raw_engine_rejects_what_does_not_fit() -> None:
     for arguments in bad:
         with pytest.raises(ValueError, match=r"."):
             engine.plan_bands(*arguments)
+    small = np.zeros((1, 12, 16, 3), np.uint8)
     with pytest.raises(ValueError, match="another size"):
-        small = np.zeros((1, 12, 16, 3), np.uint8)
         engine.run_image(plan, *io[:2], small, small.copy(), *io[4:])
     stats = np.zeros(engine.norm_floats(plan), np.float32)
     with pytest.raises(ValueError, match="given statistics"):
@@ -343,5 +343,5 @@ def test_wrong_statistics() -> None:
             runner.run(image, norm_stats=stats | {name: pair})
     with pytest.raises(ValueError, match="'extra' is missing or unknown"):
         runner.run(image, norm_stats=stats | {"extra": (mean, variance)})
-    with pytest.raises(ValueError, match="shape|arrays"):
+    with pytest.raises(ValueError, match="float arrays"):
         runner.run(_image(16, 16, 2), norm_stats=stats)

@@ -1,102 +1,17 @@
-// Which values are kept, what runs in which pass, and where rows lie meanwhile.
+// Runs in bands: what runs in which pass, and for how many rows at a time.
 #include "bands.h"
 
 #include <algorithm>
-#include <limits>
 #include <numeric>
+
+#include "bands_planner.h"
 
 namespace fastgen {
 namespace {
 
-constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 constexpr int64_t kSmall = 256;  // floats that are always kept
 
-int64_t align16(int64_t floats) { return ceil_div(floats, 16) * 16; }
-
-struct Node {
-  Flow flow;
-  // Of each reading: rows that the units before u need, and the first row that u or a later one
-  // reads.
-  std::vector<std::vector<int64_t>> need, low;
-  int level = 0;       // the first pass that it can run in
-  bool norm = false;   // its statistics are wanted
-  double work = 0;
-};
-
-// A part of the arena from pass `first` to pass `last`.
-struct Region {
-  int first, last;
-  int64_t floats, offset = 0;
-};
-
-// Memory of whole values, one after the other.
-struct Room {
-  int first, last, value;  // value: the latest one
-  int64_t spare = 0;       // rows more than the values have
-  int region = -1;
-};
-
-struct DraftPass {
-  std::vector<char> in;     // nodes that run
-  std::vector<char> wrote;  // whole values that are written
-  std::vector<char> reads;  // whole values that are read, from earlier passes
-  std::vector<BandRun> runs;
-  std::vector<int64_t> rows;  // of values that are not whole
-  int stats = -1;             // region
-  std::vector<int> regions;   // of values that are not whole
-  std::vector<int64_t> stats_offset;
-};
-
-struct Draft {
-  std::vector<DraftPass> passes;
-  std::vector<char> kept;
-  std::vector<int> room;       // of each value, or -1
-  std::vector<int64_t> shift;  // of whole values: rows that they are moved by in their room
-  std::vector<Room> rooms;
-  std::vector<Region> regions;
-  int64_t floats = 0, kept_floats = 0;
-  double work = 0;
-};
-
-class Planner {
- public:
-  Planner(const Plan& base, const std::vector<char>& external, const BandSpec& spec, bool given,
-          const std::vector<const Step*>& steps);
-
-  Draft draft(int64_t most_floats) const;
-  // Sizes at which another value is kept, in ascending order.
-  std::vector<int64_t> thresholds() const;
-  double once() const { return once_; }
-  int passes() const { return passes_; }
-  int64_t bands() const { return bands_; }
-  void finish(const Draft& draft, const std::vector<const Step*>& steps, Bands* bands) const;
-
- private:
-  int64_t row_floats(int value) const {
-    ValueShape row = base_.values[value].shape;
-    row.h = 1;
-    return Engine::value_floats(row);
-  }
-  int64_t floats(int value) const { return row_floats(value) * base_.values[value].shape.h; }
-  bool same(int a, int b) const;
-  bool due(int node, const DraftPass& pass) const;
-  void choose(Draft* draft) const;
-  int64_t possible(int node, const DraftPass& pass, const std::vector<int64_t>& done) const;
-  void simulate(int level, Draft* draft) const;
-  void hand_over(int level, const std::vector<std::vector<int64_t>>& distance, Draft* draft) const;
-  void place(Draft* draft) const;
-  Value located(const Draft& draft, int level, int value) const;
-
-  const Plan& base_;
-  const std::vector<char>& external_;
-  std::vector<Node> nodes_;
-  std::vector<int> writer_, slot_writer_;
-  std::vector<char> late_, used_slot_;
-  std::vector<int64_t> together_;
-  int passes_ = 1;
-  int64_t bands_ = 1;
-  double once_ = 0;
-};
+}  // namespace
 
 Planner::Planner(const Plan& base, const std::vector<char>& external, const BandSpec& spec,
                  bool given, const std::vector<const Step*>& steps)
@@ -123,8 +38,8 @@ Planner::Planner(const Plan& base, const std::vector<char>& external, const Band
       }
       together_[reading.value] = std::lcm(together_[reading.value], reading.together);
       if (writer_[reading.value] >= 0)
-        node.level = std::max(node.level, nodes_[writer_[reading.value]].level +
-                                              (late_[reading.value] ? 1 : 0));
+        node.level = std::max(
+            node.level, nodes_[writer_[reading.value]].level + (late_[reading.value] ? 1 : 0));
     }
     for (int slot : node.flow.slots) {
       used_slot_[slot] = 1;
@@ -275,7 +190,8 @@ void Planner::simulate(int level, Draft* draft) const {
         if (from < 0 || pass.reads[v] || node.need[r][need[i]] == 0) continue;
         for (const Flow::Writing& w : nodes_[from].flow.writes) {
           if (w.value != v) continue;
-          const auto enough = std::lower_bound(w.ready.begin(), w.ready.end(), node.need[r][need[i]]);
+          const auto enough =
+              std::lower_bound(w.ready.begin(), w.ready.end(), node.need[r][need[i]]);
           need[from] = std::max<int64_t>(need[from], enough - w.ready.begin() + 1);
         }
       }
@@ -292,16 +208,15 @@ void Planner::simulate(int level, Draft* draft) const {
         i = waiting = 0;
       }
       if (!pass.in[i] || need[i] <= done[i]) continue;
-      const int64_t end = std::min({need[i], done[i] + ceil_div(base_.steps[i].units, bands),
-                                    possible(i, pass, done)});
+      const int64_t end = std::min(
+          {need[i], done[i] + ceil_div(base_.steps[i].units, bands), possible(i, pass, done)});
       if (end < need[i]) waiting = 1;
       if (end <= done[i]) continue;
       for (const Flow::Writing& w : nodes_[i].flow.writes) {
         const bool copy = &w != nodes_[i].flow.writes.data();
         if (copy && readers[w.value].empty() && !pass.wrote[w.value]) continue;
         const int64_t before = done[i] ? w.ready[done[i] - 1] : 0, after = w.ready[end - 1];
-        pass.rows[w.value] =
-            std::max(pass.rows[w.value], after - std::min(before, low(w.value)));
+        pass.rows[w.value] = std::max(pass.rows[w.value], after - std::min(before, low(w.value)));
         if (!pass.wrote[w.value]) continue;
         for (int old = 0; old < values; ++old) {
           if (distance[old].empty() || !same(old, w.value)) continue;
@@ -316,96 +231,9 @@ void Planner::simulate(int level, Draft* draft) const {
   }
   for (int i = 0; i < count; ++i)
     if (pass.in[i])
-      draft->work += nodes_[i].work * static_cast<double>(done[i]) /
-                     static_cast<double>(base_.steps[i].units);
+      draft->work +=
+          nodes_[i].work * static_cast<double>(done[i]) / static_cast<double>(base_.steps[i].units);
   hand_over(level, distance, draft);
-}
-
-// Gives every whole value that the pass writes a room: that of one which the pass reads for the
-// last time, moved by some rows, or its own.
-void Planner::hand_over(int level, const std::vector<std::vector<int64_t>>& distance,
-                        Draft* draft) const {
-  const int values = static_cast<int>(base_.values.size());
-  for (int v = 0; v < values; ++v) {
-    if (!draft->passes[level].wrote[v]) continue;
-    int last = level;
-    for (int p = level + 1; p < passes_; ++p)
-      if (draft->passes[p].reads[v]) last = p;
-    int best = -1;
-    for (int old = 0; old < values; ++old) {
-      if (distance[old].empty() || !same(old, v)) continue;
-      const Room& room = draft->rooms[draft->room[old]];
-      if (room.value != old || room.last != level) continue;
-      if (best < 0 || distance[old][v] < distance[best][v]) best = old;
-    }
-    if (best >= 0 && distance[best][v] <= base_.values[v].shape.h / 2) {
-      draft->room[v] = draft->room[best];
-      Room& room = draft->rooms[draft->room[v]];
-      room.value = v;
-      room.last = last;
-      room.spare = std::max(room.spare, distance[best][v]);
-      draft->shift[v] = draft->shift[best] - distance[best][v];
-    } else {
-      draft->room[v] = static_cast<int>(draft->rooms.size());
-      draft->rooms.push_back({level, last, v});
-    }
-  }
-}
-
-// Regions that are never alive together may share memory.
-void Planner::place(Draft* draft) const {
-  const int values = static_cast<int>(base_.values.size());
-  std::vector<Region>& regions = draft->regions;
-  for (Room& room : draft->rooms) {
-    room.region = static_cast<int>(regions.size());
-    const int64_t rows = base_.values[room.value].shape.h + room.spare;
-    regions.push_back({room.first, room.last, row_floats(room.value) * rows});
-  }
-  for (int p = 0; p < passes_; ++p) {
-    DraftPass& pass = draft->passes[p];
-    pass.regions.assign(values, -1);
-    for (int v = 0; v < values; ++v) {
-      if (!pass.rows[v] || pass.wrote[v] || external_[v]) continue;
-      int64_t& rows = pass.rows[v];
-      rows = std::min(ceil_div(rows, together_[v]) * together_[v], base_.values[v].shape.h);
-      pass.regions[v] = static_cast<int>(regions.size());
-      regions.push_back({p, p, row_floats(v) * rows});
-    }
-    int64_t stats = 0;
-    pass.stats_offset.assign(nodes_.size(), 0);
-    for (size_t i = 0; i < nodes_.size(); ++i) {
-      if (!pass.in[i]) continue;
-      pass.stats_offset[i] = stats;
-      stats += align16(base_.steps[i].stats_floats);
-    }
-    pass.stats = static_cast<int>(regions.size());
-    regions.push_back({p, p, stats});
-  }
-  std::vector<size_t> order(regions.size()), placed;
-  std::iota(order.begin(), order.end(), size_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](size_t a, size_t b) { return regions[a].floats > regions[b].floats; });
-  for (size_t i : order) {
-    Region& region = regions[i];
-    region.floats = align16(region.floats);
-    std::vector<std::pair<int64_t, int64_t>> taken;
-    for (size_t other : placed)
-      if (regions[other].first <= region.last && region.first <= regions[other].last)
-        taken.push_back({regions[other].offset, regions[other].offset + regions[other].floats});
-    std::sort(taken.begin(), taken.end());
-    for (const auto& [low, high] : taken) {
-      if (region.offset + region.floats <= low) break;
-      region.offset = std::max(region.offset, high);
-    }
-    placed.push_back(i);
-    draft->floats = std::max(draft->floats, region.offset + region.floats);
-  }
-  for (int p = 0; p < passes_; ++p) {
-    int64_t kept = 0;
-    for (const Room& room : draft->rooms)
-      if (room.first <= p && p <= room.last) kept += regions[room.region].floats;
-    draft->kept_floats = std::max(draft->kept_floats, kept);
-  }
 }
 
 Draft Planner::draft(int64_t most_floats) const {
@@ -428,67 +256,6 @@ Draft Planner::draft(int64_t most_floats) const {
   place(&draft);
   return draft;
 }
-
-Value Planner::located(const Draft& draft, int level, int value) const {
-  const DraftPass& pass = draft.passes[level];
-  Value v = base_.values[value];
-  if (external_[value]) return v;
-  const bool whole = pass.wrote[value] || pass.reads[value];
-  if (!whole && pass.regions[value] < 0) {
-    v.shape.offset = 0;  // not of this pass
-    return v;
-  }
-  int64_t rows = pass.rows[value], first = 0;
-  if (whole) {
-    const Room& room = draft.rooms[draft.room[value]];
-    rows = v.shape.h + room.spare;
-    first = draft.shift[value] % rows;
-    if (first < 0) first += rows;
-    v.shape.offset = draft.regions[room.region].offset;
-  } else {
-    v.shape.offset = draft.regions[pass.regions[value]].offset;
-  }
-  if (rows != v.shape.h || first != 0) {
-    v.rows = rows;
-    v.first = first;
-  }
-  v.block = rows * v.row;
-  v.image = v.block * (v.shape.planar ? v.shape.c : blocks_of(v.shape.c));
-  return v;
-}
-
-void Planner::finish(const Draft& draft, const std::vector<const Step*>& steps,
-                     Bands* bands) const {
-  const int values = static_cast<int>(base_.values.size());
-  for (int p = 0; p < passes_; ++p) {
-    const DraftPass& from = draft.passes[p];
-    BandPass pass;
-    pass.runs = from.runs;
-    pass.plan = base_;
-    for (int v = 0; v < values; ++v) pass.plan.values[v] = located(draft, p, v);
-    for (size_t i = 0; i < nodes_.size(); ++i) {
-      const Node& node = nodes_[i];
-      pass.stats.push_back(draft.regions[from.stats].offset + from.stats_offset[i]);
-      pass.statistics.push_back(node.norm && node.level == p);
-      // A copy that is in memory already, or that nothing reads, is not written.
-      bool storing = false;
-      for (size_t w = 1; w < node.flow.writes.size(); ++w) {
-        const int v = node.flow.writes[w].value;
-        storing = from.wrote[v] || (from.regions[v] >= 0 && !from.reads[v]);
-      }
-      pass.storing.push_back(storing);
-      if (from.in[i]) {
-        steps[i]->locate(pass.plan, &pass.plan.steps[i]);
-      } else {
-        pass.plan.steps[i].maps = Maps{};
-      }
-    }
-    bands->passes.push_back(std::move(pass));
-  }
-  bands->arena_floats = draft.floats;
-}
-
-}  // namespace
 
 void plan_bands(const Plan& base, const std::vector<char>& external, const BandSpec& spec,
                 int64_t other_floats, bool given, Bands* bands) {

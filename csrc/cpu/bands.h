@@ -28,9 +28,9 @@ struct BandRun {
 struct BandPass {
   Plan plan;  // of the values, where they are during the pass
   std::vector<BandRun> runs;
-  std::vector<int64_t> stats;     // of each step, floats from the arena's start
-  std::vector<char> statistics;   // of each step: whether its norm is wanted
-  std::vector<char> storing;      // of each step: whether Source::store is wanted
+  std::vector<int64_t> stats;    // of each step, floats from the arena's start
+  std::vector<char> statistics;  // of each step: whether its norm is wanted
+  std::vector<char> storing;     // of each step: whether Source::store is wanted
 };
 
 class Bands {

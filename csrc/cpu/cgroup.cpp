@@ -34,8 +34,7 @@ struct Group {
 
 Group group(const std::string& directory) {
   const bool second = number(directory + "/memory.current") != kNone;
-  const size_t limit =
-      number(directory + (second ? "/memory.max" : "/memory.limit_in_bytes"));
+  const size_t limit = number(directory + (second ? "/memory.max" : "/memory.limit_in_bytes"));
   if (limit == kNone || limit == 0) return {kNone, kNone};
   size_t used = number(directory + (second ? "/memory.current" : "/memory.usage_in_bytes"));
   if (used == kNone) return {limit, limit};

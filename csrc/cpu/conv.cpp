@@ -12,25 +12,12 @@ namespace {
 constexpr int64_t kMaxWeights = int64_t{1} << 32;
 constexpr int64_t kSlack = 256 + 32 * kBlock;  // floats that whole vectors may reach too far
 
-int64_t element(int dtype) { return dtype == kFloat32 ? 4 : 2; }
 // Even positions first, then the odd ones.
 void split_parities(std::vector<int32_t>* map) {
   std::vector<int32_t> odd;
   for (size_t i = 1; i < map->size(); i += 2) odd.push_back((*map)[i]);
   for (size_t i = 0; i < odd.size(); ++i) (*map)[i] = (*map)[2 * i];
   std::copy(odd.begin(), odd.end(), map->begin() + odd.size());
-}
-// One half of what split_parities made, rows only.
-Maps half(const Maps& maps, int parity) {
-  const auto part = [parity](const std::vector<int32_t>& map) {
-    const auto middle = map.begin() + static_cast<int64_t>(map.size() / 2);
-    return parity ? std::vector<int32_t>(middle, map.end())
-                  : std::vector<int32_t>(map.begin(), middle);
-  };
-  Maps result;
-  result.src_y = part(maps.src_y);
-  result.res_y = part(maps.res_y);
-  return result;
 }
 int64_t align16(int64_t floats) { return ceil_div(floats, 16) * 16; }
 
@@ -41,9 +28,11 @@ Conv::Conv(ConvSpec spec, const Kernels& isa) : spec_(std::move(spec)), isa_(&is
   // A single factor for each output would be paired with that of the next pixel.
   const bool single = std::any_of(spec_.phases.begin(), spec_.phases.end(),
                                   [&](const PhaseSpec& p) { return p.kw * spec_.inputs == 1; });
-  bf16_ = spec_.products == kBFloat16 && !spec_.small && !single;
+  bf16_ = spec_.products == kBFloat16 && !single;
   split_upsampling();
   winograd_size();
+  rows_size();
+  if (spec_.small && !rows_) bf16_ = false;
   span();
   const int64_t out_blocks = blocks_of(spec_.outputs);
   if (spec_.small) {
@@ -54,7 +43,7 @@ Conv::Conv(ConvSpec spec, const Kernels& isa) : spec_(std::move(spec)), isa_(&is
   }
   bias_.resize(out_blocks * kBlock);
   std::copy(spec_.bias.begin(), spec_.bias.end(), bias_.data());
-  winograd_ ? winograd_weights() : bf16_ ? pack_pairs() : pack_weights();
+  winograd_ ? winograd_weights() : rows_ ? rows_weights() : bf16_ ? pack_pairs() : pack_weights();
 }
 
 void Conv::check() {
@@ -177,9 +166,12 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
   const std::string& label = spec_.label;
   out->domain_rows = ceil_div(s.out.h, spec_.out_stride);
   out->domain_columns = ceil_div(s.out.w, spec_.out_stride);
-  winograd_ ? winograd_plan(s, threads, out) : direct_plan(s, threads, out);
+  winograd_ ? winograd_plan(s, threads, out)
+  : rows_   ? rows_plan(s, threads, out)
+            : direct_plan(s, threads, out);
   const int64_t parities = winograd_ ? spec_.stride : 1;
-  const int64_t rows = window(out->domain_rows, span_y_, winograd_rows_) * parities;
+  const int64_t rows = rows_ ? rows_window(out->domain_rows)
+                             : window(out->domain_rows, span_y_, winograd_rows_) * parities;
   const int64_t columns = window(out->domain_columns, span_x_, winograd_) * parities;
   out->first_y = low_y_;
   out->first_x = low_x_;
@@ -212,6 +204,12 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
     out->flops += 2.0 * s.images * spec_.outputs * spec_.inputs * p.kh * p.kw *
                   phase_count(0, out->domain_rows, p.ry, s.out.h) *
                   phase_count(0, out->domain_columns, p.rx, s.out.w);
+  out->products = out->flops / 2;
+  if (winograd_)
+    out->products = 6.0 * winograd_points() * phases_.size() * winograd_inputs() * spec_.outputs *
+                    s.images * ceil_div(out->domain_rows, winograd_rows_) *
+                    ceil_div(out->domain_columns, winograd_);
+  if (rows_) out->products = rows_products(s);
 }
 
 void Conv::direct_plan(const ConvShape& s, int threads, StepPlan* out) const {
@@ -220,9 +218,7 @@ void Conv::direct_plan(const ConvShape& s, int threads, StepPlan* out) const {
   out->part_rows = out->tile_rows;
   const int64_t tile_rows = (out->tile_rows - 1) * spec_.stride + span_y_;
   const int64_t tile_columns = (out->tile_columns - 1) * spec_.stride + span_x_;
-  const int64_t per_pixel = format() == kPanel16  ? blocks_of(spec_.inputs) * kBlock
-                            : format() == kPanel4 ? 4
-                                                  : spec_.inputs;
+  const int64_t per_pixel = format() == kPanel16 ? blocks_of(spec_.inputs) * kBlock : spec_.inputs;
   // The kernel for few outputs reads whole vectors: one block of slack per row.
   out->panel_floats =
       align16(tile_rows * (ceil_div(tile_columns, kBlock) + 1) * kBlock * per_pixel + kSlack);
@@ -233,7 +229,7 @@ void Conv::direct_plan(const ConvShape& s, int threads, StepPlan* out) const {
 FinishArgs Conv::finish_args(const ConvCall& c) const {
   FinishArgs f{};
   f.exact = c.exact;
-  f.dtype = c.dtype;
+  f.dtype = c.out.dtype;
   f.planar = c.out.planar;
   f.act = spec_.act;
   f.slope = spec_.slope;
@@ -249,7 +245,7 @@ void Conv::finish_place(const ConvCall& c, const Tile& t, int64_t block, int64_t
   const auto at = [&](const ConvTensor& v) {
     const int64_t channel = v.planar ? block * kBlock * v.block : block * v.block;
     return static_cast<char*>(v.data) +
-           (t.image * v.image + channel + v.place(y) + x * v.pixel) * element(c.dtype);
+           (t.image * v.image + channel + v.place(y) + x * v.pixel) * v.bytes();
   };
   f->out = at(c.out);
   f->residual = c.residual.data ? at(c.residual) : nullptr;
@@ -274,7 +270,7 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
   m.kw = phase.kw;
   m.channels = channels;
   m.pixel = static_cast<int>(in_place(c) ? c.in.pixel : channels) * spec_.stride;
-  if (bf16_ && format() == kPanel4) {  // the taps of a row lie side by side
+  if (format() == kPanel4) {  // the taps of a row lie side by side
     m.last = m.channels = phase.kw * channels;
     m.kw = std::min(phase.kw, 1);
   }
@@ -318,7 +314,7 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
 
 void Conv::small_phase(const ConvCall& c, const Tile& t, const PackArgs& pack,
                        float* buffer) const {
-  const bool direct = c.dtype == kFloat32 && c.out.pixel == 1 && !c.residual.data;
+  const bool direct = c.out.dtype == kFloat32 && c.out.pixel == 1 && !c.residual.data;
   const int64_t stride = align16(t.columns);
   SmallArgs s{};
   s.weights = weights_.data() + phases_[0].group[0];
@@ -333,18 +329,8 @@ void Conv::small_phase(const ConvCall& c, const Tile& t, const PackArgs& pack,
   s.out_channel = direct ? c.out.block : stride;
   s.act = direct ? spec_.act : kActNone;
   s.slope = spec_.slope;
-  RowsArgs w{};
+  RowsArgs w = rows_args(c, stride, s.pixels);
   w.rows = buffer;
-  w.stride = stride;
-  w.channels = spec_.outputs;
-  w.pixels = s.pixels;
-  w.dtype = c.dtype;
-  w.out_channel = c.out.block;
-  w.out_pixel = c.out.pixel;
-  w.res_channel = c.residual.block;
-  w.res_pixel = c.residual.pixel;
-  w.act = spec_.act;
-  w.slope = spec_.slope;
   FinishArgs place{};
   for (int64_t r = 0; r < t.rows; ++r) {
     finish_place(c, t, 0, t.row + r, t.column, &place);
@@ -358,13 +344,28 @@ void Conv::small_phase(const ConvCall& c, const Tile& t, const PackArgs& pack,
   }
 }
 
+RowsArgs Conv::rows_args(const ConvCall& c, int64_t stride, int64_t pixels) const {
+  RowsArgs w{};
+  w.stride = stride;
+  w.channels = spec_.outputs;
+  w.pixels = static_cast<int>(pixels);
+  w.dtype = c.out.dtype;
+  w.out_channel = c.out.block;
+  w.out_pixel = c.out.pixel;
+  w.res_channel = c.residual.block;
+  w.res_pixel = c.residual.pixel;
+  w.act = spec_.act;
+  w.slope = spec_.slope;
+  return w;
+}
+
 PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool copying) const {
   const StepPlan& p = *c.step;
   const Source& source = spec_.source;
   const int64_t image = spec_.flat ? 0 : t.image;
   PackArgs a{};
-  a.src = c.in.view(image, element(c.dtype));
-  a.dtype = c.dtype;
+  a.src = c.in.view(image);
+  a.dtype = c.in.dtype;
   a.exact = c.exact;
   if (c.scale) {
     a.scale = c.scale + image * c.slot_image;
@@ -386,18 +387,15 @@ PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool co
   a.src_y = p.maps.src_y.data() + y0;
   a.src_x = p.maps.src_x.data() + x0;
   if (a.combine) {
-    a.res = c.load_residual.view(image, element(c.dtype));
+    a.res = c.load_residual.view(image);
     a.res_y = p.maps.res_y.data() + y0;
     a.res_x = p.maps.res_x.data() + x0;
   }
   a.format = format();
-  a.bf16 = bf16_ && !winograd_;
+  a.bf16 = bf16_ && !winograd_ && !rows_;
   a.dst = panel;
-  if (a.format == kPanelPlanar) {
-    a.dst_row = (ceil_div(a.cols, kBlock) + 1) * kBlock;
-  } else {
-    a.dst_row = int64_t{a.cols} * panel_pixel();
-  }
+  a.dst_row = int64_t{a.cols} * panel_pixel();
+  if (a.format == kPanelPlanar) a.dst_row = (ceil_div(a.cols, kBlock) + 1) * kBlock;
   a.dst_block = a.rows * a.dst_row;
   if (in_place(c)) {
     a.dst = const_cast<uint16_t*>(static_cast<const uint16_t*>(a.src.data) + y0 * a.src.row +
@@ -406,7 +404,8 @@ PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool co
     a.dst_block = a.src.block;
   }
   if (!copying) return a;
-  a.store = static_cast<float*>(c.copy.data) + t.image * c.copy.image;
+  a.store = static_cast<char*>(c.copy.data) + t.image * c.copy.image * c.copy.bytes();
+  a.store_bf16 = c.copy.dtype == kBFloat16;
   a.store_y = p.maps.store_y.data() + y0;
   a.store_block = c.copy.block;
   a.store_row = c.copy.row;
@@ -446,6 +445,7 @@ void Conv::tile(const ConvCall& c, int64_t item, int thread) const {
   }
   float* panel = c.panels + thread * c.panel_stride;
   const PackArgs a = pack_args(c, t, panel, c.copy.data && chunk == 0);
+  if (rows_) return rows_tile(c, t, a);
   if (!in_place(c)) isa_->pack(a);
   if (winograd_) {
     for (int parity = 1; parity < spec_.stride * spec_.stride; ++parity) pack_parity(p, a, parity);
@@ -467,52 +467,17 @@ void Conv::pack_parity(const StepPlan& p, PackArgs a, int parity) const {
   isa_->pack(a);
 }
 
-void Conv::flow(const StepPlan& p, int64_t out_rows, Flow* out) const {
-  const int64_t count = window(p.tile_rows, span_y_, winograd_rows_);
-  if (winograd_ && spec_.stride == 2) {
-    Flow odd;
-    source_flow(spec_.source, half(p.maps, 0), p.units, p.tile_rows, count, out);
-    source_flow(spec_.source, half(p.maps, 1), p.units, p.tile_rows, count, &odd);
-    for (size_t r = 0; r < odd.reads.size(); ++r)
-      for (int64_t u = 0; u < p.units; ++u) {
-        Flow::Rows& rows = out->reads[r].rows[u];
-        const Flow::Rows& more = odd.reads[r].rows[u];
-        if (rows.last && more.last)
-          rows = {std::min(rows.first, more.first), std::max(rows.last, more.last)};
-        else if (more.last)
-          rows = more;
-      }
-  } else {
-    const int64_t step = winograd_ ? 1 : spec_.stride;
-    source_flow(spec_.source, p.maps, p.units, p.tile_rows * step, count, out);
-  }
-  out->slot = spec_.norm.slot;
-  out->statistics = out->slot >= 0;
-  out->writes.push_back({spec_.out, {}});
-  if (spec_.source.store >= 0) out->writes.push_back({spec_.source.store, {}});
-  for (int64_t u = 1; u <= p.units; ++u) {
-    const int64_t done = u * p.tile_rows;
-    out->writes[0].ready.push_back(u == p.units ? out_rows : done * spec_.out_stride);
-    if (spec_.source.store < 0) continue;
-    const int64_t stored = std::clamp<int64_t>(done * spec_.stride + low_y_, 0, p.maps.height);
-    out->writes[1].ready.push_back(u == p.units ? p.maps.height : stored);
-  }
-}
-
 void Conv::run(const ConvCall& call) const {
   ConvCall c = call;
   const StepPlan& p = *c.step;
   if (c.last_unit < 0) c.last_unit = p.units;
-  const int64_t items =
-      c.shape->images * (c.last_unit - c.first_unit) * p.tiles_x * p.chunks;
-  const Pool::Job job = [&](int64_t item, int thread) { tile(c, item, thread); };
-  c.pool ? c.pool->run(items, job) : op_parallel(items, job);
-  if (spec_.norm.slot >= 0 && c.statistics && c.last_unit == p.units) finish_norm(c);
-}
-
-void Conv::finish_norm(const ConvCall& c) const {
-  const StepPlan& p = *c.step;
   const int64_t images = c.shape->images, parts_x = p.tiles_x;
+  const auto parallel = [&](int64_t items, const Pool::Job& job) {
+    c.pool ? c.pool->run(items, job) : op_parallel(items, job);
+  };
+  parallel(images * (c.last_unit - c.first_unit) * parts_x * p.chunks,
+           [&](int64_t item, int thread) { tile(c, item, thread); });
+  if (spec_.norm.slot < 0 || !c.statistics || c.last_unit < p.units) return;
   const int64_t parts = ceil_div(p.domain_rows, p.part_rows) * parts_x;
   std::vector<int64_t> counts(parts, 0);
   for (int64_t part = 0; part < parts; ++part)
@@ -521,15 +486,15 @@ void Conv::finish_norm(const ConvCall& c) const {
           phase_count(part / parts_x * p.part_rows, p.part_rows, phase.ry, c.shape->out.h) *
           phase_count(part % parts_x * p.tile_columns, p.tile_columns, phase.rx, c.shape->out.w);
   const int64_t blocks = blocks_of(spec_.outputs);
-  const Pool::Job job = [&](int64_t item, int) {
+  parallel(images * blocks, [&](int64_t item, int) {
     const int64_t image = item / blocks, first = item % blocks * kBlock;
     const int64_t channels = c.exact ? std::min<int64_t>(kBlock, spec_.outputs - first) : kBlock;
     write_norm(spec_.norm, first, channels,
                c.stats + (image * parts * blocks + item % blocks) * 3 * kBlock, blocks * 3 * kBlock,
-               counts.data(), parts, NormTarget{c.out_scale, c.out_shift, c.out_mean, c.out_variance}
-                                          .at(image * c.out_slot_image + first));
-  };
-  c.pool ? c.pool->run(images * blocks, job) : op_parallel(images * blocks, job);
+               counts.data(), parts,
+               NormTarget{c.out_scale, c.out_shift, c.out_mean, c.out_variance}.at(
+                   image * c.out_slot_image + first));
+  });
 }
 
 }  // namespace fastgen

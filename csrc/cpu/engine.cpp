@@ -62,10 +62,9 @@ struct Engine::Impl {
 
   // Whether the plan was made by this engine, and nothing was added to it since.
   bool owns(const Plan& plan) const {
-    const size_t planned = plan.bands ? plan.bands->steps.size() - plan.bands->image_steps.size()
-                                      : plan.steps.size();
-    return plan.owner == this && planned == steps.size() &&
-           plan.slot_offset.size() == slots.size();
+    const size_t planned =
+        plan.bands ? plan.bands->steps.size() - plan.bands->image_steps.size() : plan.steps.size();
+    return plan.owner == this && planned == steps.size() && plan.slot_offset.size() == slots.size();
   }
 
   // What does not depend on where the values lie.
@@ -144,7 +143,9 @@ int64_t Engine::value_floats(const ValueShape& s) {
     floats *= size;  // at most 2^40 * 2^24 before the check
     if (floats > kMaxFloats) throw OutOfMemory("a value has more than 2^40 elements");
   }
-  return floats;
+  require(s.dtype == kFloat32 || (s.dtype == kBFloat16 && !s.planar),
+          "a value must be float32, or bfloat16 in blocks");
+  return ceil_div(floats * element_bytes(s.dtype), 4);
 }
 
 namespace {
@@ -223,7 +224,8 @@ std::shared_ptr<const Plan> Engine::plan(const std::vector<ValueShape>& values,
 }
 
 std::shared_ptr<const Plan> Engine::plan_bands(const std::vector<ValueShape>& values, int externals,
-                                               const BandSpec& spec, const ImageShape& image) const {
+                                               const BandSpec& spec,
+                                               const ImageShape& image) const {
   check_counts(impl_->values, values.size(), externals);
   require(spec.rows >= 1 && spec.rows <= kMaxSide && spec.limit >= 0 && spec.most_work >= 1,
           "the height of the bands or their limits are out of range");
@@ -268,6 +270,12 @@ int64_t Engine::plan_bytes(const Plan& plan) { return plan.total_floats * 4; }
 
 BandReport Engine::band_report(const Plan& plan) {
   return plan.bands ? plan.bands->report : BandReport{};
+}
+
+std::vector<StepCost> Engine::plan_costs(const Plan& plan) {
+  std::vector<StepCost> costs;
+  for (const StepPlan& step : plan.steps) costs.push_back({step.flops, step.products});
+  return costs;
 }
 
 Context Engine::Impl::context(const Plan& plan, const std::vector<float*>& externals,
@@ -345,6 +353,7 @@ void Engine::Impl::execute(const Plan& plan, const std::vector<float*>& external
                            const NormArrays& norms, const ImageCall* image) {
   check_norms(plan, norms);
   Context c = context(plan, externals, norms);
+  const Pool::Busy busy(c.pool);
   c.image = image;
   if (norms.given) give(c, norms.given);
   std::vector<StepTime> measured;

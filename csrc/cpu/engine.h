@@ -22,6 +22,8 @@ void require(bool ok, const std::string& message);
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t blocks_of(int64_t channels) { return ceil_div(channels, kBlock); }
 
+inline int64_t element_bytes(int dtype) { return dtype == kFloat32 ? 4 : 2; }
+
 // 64-byte aligned weights.
 class Weights {
  public:
@@ -38,7 +40,7 @@ constexpr int64_t kAllRows = INT64_MAX;
 
 struct Value {
   ValueShape shape;
-  int64_t image, block, row, pixel;  // strides in floats
+  int64_t image, block, row, pixel;  // strides in elements
   // A run in bands keeps some rows only: row y is the (y + first) % rows-th one in memory.
   int64_t rows = kAllRows, first = 0;
 
@@ -84,7 +86,8 @@ struct StepPlan {
   int64_t first_y = 0, first_x = 0;  // window position 0 in input coordinates
   int64_t part_rows = 1;             // domain rows whose statistics are summed together
   int64_t units = 1;                 // see Flow
-  double flops = 0;
+  double flops = 0;                  // of the convolution as it was given
+  double products = 0;               // multiply-adds that are done
 };
 
 struct Slot {
@@ -134,6 +137,7 @@ struct Context {
 
   bool complete() const { return last_unit == step->units; }
   const Value& value(int index) const { return plan->values[index]; }
+  // Where the value's elements start, whatever their type.
   float* data(int index) const {
     const int64_t offset = plan->values[index].shape.offset;
     return offset >= 0 ? arena + offset : (*externals)[-1 - offset];
@@ -177,7 +181,8 @@ std::unique_ptr<Step> make_concat(const std::string& label, std::vector<int> val
 std::unique_ptr<Step> make_broadcast(const std::string& label, int value, int out);
 std::unique_ptr<Step> make_reshape(const std::string& label, int value, int out);
 
-// source.cpp: reading a value through its pending epilogue.
+// source.cpp: reading a value through its pending epilogue. The value and its residual are of the
+// same type, float32 or bfloat16.
 void check_source(const Plan& plan, const std::vector<Slot>& slots, const Source& source,
                   const std::string& label);
 struct Extent {

@@ -10,7 +10,8 @@ namespace fastgen {
 void image_load(const Kernels& isa, Pool* pool, const ImageCall& image, int64_t first, int64_t last,
                 const Value& to, float* data);
 
-// Rows [first, last) of the image from a planar value: crop, clamp, colour keep, strength, rounding.
+// Rows [first, last) of the image from a planar value: crop, clamp, colour keep, strength,
+// rounding.
 void image_store(const Kernels& isa, Pool* pool, const Value& from, const float* data,
                  int64_t first, int64_t last, const ImageCall& image);
 

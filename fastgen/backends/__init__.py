@@ -3,7 +3,8 @@
 A backend is a module with ``why_not() -> str | None`` (None: it can run here), ``PRECISIONS``,
 ``precision_why_not(precision) -> str | None``, ``auto_precision() -> (precision, why)`` and
 ``compile(graph, weights, precision, threads) -> Runner``. A runner has
-``run(inputs, io=None, out=None)``, ``precision``, ``threads``, ``backend`` and ``close()``.
+``run(inputs, io=None, out=None)``, ``precision``, ``threads``, ``backend`` and ``close()``; that of
+the cpu backend also takes ``norm_stats``, ``band_rows`` and ``recompute``.
 """
 
 from __future__ import annotations

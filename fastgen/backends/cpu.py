@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgen.backends import ImageIO, _bands, _steps, check_image_batch, padded_size
+from fastgen.backends._arrays import check_out, float_array
 from fastgen.backends._bands import BandInfo, Bands
 from fastgen.backends._lower import lower
 from fastgen.backends._norm_stats import NormStats
+from fastgen.backends._storage import half_values
 from fastgen.errors import BackendUnavailable, GraphError
 from fastgen.graph import Graph
 
@@ -28,6 +30,7 @@ __all__ = ["PRECISIONS", "Runner", "auto_precision", "compile", "precision_why_n
 PRECISIONS = ("fp32", "bf16")
 _BF16_ISA = "avx512_bf16"  # the instruction set that gains from bfloat16 products
 _PLANS = 8  # input shapes whose plans are kept
+_FLOAT32, _BFLOAT16 = 0, 2  # csrc/dtype.h
 
 
 def _extension() -> ModuleType:
@@ -96,8 +99,9 @@ class Runner:
         threads: 1..1024; None takes ``FASTGEN_NUM_THREADS`` or the CPUs of this process.
         isa: an instruction set (``"avx512_bf16"``, ``"avx512"``, ``"avx2"``, ``"scalar"``); None
             takes ``FASTGEN_CPU_ISA`` or the best.
-        precision: ``"fp32"``; ``"bf16"`` rounds the factors of the products to bfloat16, where
-            there are more than 4 outputs, and sums in float32. Only AVX512_BF16 gains from it.
+        precision: ``"fp32"``; ``"bf16"`` rounds the factors of the products to bfloat16 and sums
+            in float32, and keeps what convolutions hand to each other as bfloat16. Only
+            AVX512_BF16 gains from it.
 
     Raises:
         ValueError: threads or instruction set that this machine cannot give.
@@ -121,6 +125,7 @@ class Runner:
         self._lowered = lower(graph, weights)
         self._engine = _extension().Engine(threads=threads or 0, isa=isa or "")
         _build(self._engine, self._lowered, precision == "bf16")
+        self._half = half_values(self._lowered) if precision == "bf16" else frozenset()
         for step in self._lowered.steps:  # the engine holds its own packed weights
             if isinstance(step, _steps.ConvStep):
                 step.phases = []
@@ -146,6 +151,25 @@ class Runner:
     def set_profile(self, on: bool) -> None:
         """Switches the timing of steps on or off."""
         self._engine.set_profile(bool(on))
+
+    @property
+    def steps(self) -> list[_steps.Step]:
+        """The steps of a run, in the order of ``profile``."""
+        return list(self._lowered.steps)
+
+    def plan_facts(
+        self, inputs: dict[str, tuple[int, ...]]
+    ) -> tuple[list[int], list[tuple[float, float]]]:
+        """What a run with these input shapes touches and does.
+
+        Returns:
+            Bytes of each lowered value; for each step the multiply-adds of its convolution as
+            given, and those that are done.
+        """
+        shapes = self.graph.infer_shapes(inputs)
+        values, floats, externals = plan_values(self._lowered, shapes, True, self._half)
+        sizes = [4 * int(_extension().value_floats(value)) for value in values]
+        return sizes, list(self._engine.plan(values, floats, externals).costs)
 
     def close(self) -> None:
         """Gives the memory and the threads back; the runner cannot be used any more."""
@@ -210,7 +234,7 @@ class Runner:
         if io is not None:
             return self._run_image(inputs, io, out, norm_stats, bands)
         named = inputs if isinstance(inputs, Mapping) else {self.graph.inputs[0].name: inputs}
-        arrays = {name: _float_array(name, array) for name, array in named.items()}
+        arrays = {name: float_array(name, array) for name, array in named.items()}
         shapes = {name: array.shape for name, array in arrays.items()}
         given = norm_stats is not None and not isinstance(norm_stats, str)
         plan = self._plan(shapes, True, bands, given)
@@ -222,7 +246,7 @@ class Runner:
             if out is not None:
                 if not single:
                     raise ValueError("out= needs a graph with one output")
-                results[name] = _check_out(out, shape, np.dtype(np.float32))
+                results[name] = check_out(out, shape, np.dtype(np.float32))
         # A result may be written before the last step that reads an input: never into an input.
         written = {}
         for name, array in results.items():
@@ -252,7 +276,7 @@ class Runner:
         check_image_batch(image)
         given, wanted = self._norms.arrays(norm_stats, image.shape[0])
         plan = self._image_plan(image.shape, bands, given is not None)
-        result = None if out is None else _check_out(out, image.shape, image.dtype)
+        result = None if out is None else check_out(out, image.shape, image.dtype)
         photo = np.ascontiguousarray(image)
         direct = result is not None and result.flags.c_contiguous and result.flags.aligned
         target = result if direct and result is not None else np.empty_like(photo)
@@ -327,7 +351,7 @@ class Runner:
         given: bool,
         image: tuple[int, ...] | None,
     ) -> _Plan:
-        values, floats, externals = plan_values(self._lowered, shapes, external)
+        values, floats, externals = plan_values(self._lowered, shapes, external, self._half)
         limit, why = 0, "as asked for"
         whole: _Plan | None = None
         if not bands.rows:
@@ -340,7 +364,7 @@ class Runner:
                 return whole
             limit = 0 if bands.full else max(1, int(_bands.BANDED_SHARE * left))
             why = f"at once it takes {whole.plan.bytes >> 20} MiB, {left >> 20} MiB are left"
-        shaped = [(*value[:5], min(value[5], 0)) for value in values]
+        shaped = [(*value[:5], min(value[5], 0), *value[6:]) for value in values]
         rows = bands.rows or _bands.DEFAULT_ROWS
         photo = None if image is None else (*image, *self._image_values())
         most = float("inf") if bands.full else _bands.MOST_WORK
@@ -360,18 +384,22 @@ class _Plan:
 
 
 def plan_values(
-    lowered: _steps.Lowered, shapes: Mapping[str, tuple[int, ...]], external: bool
-) -> tuple[list[tuple[int, int, int, int, bool, int]], int, int]:
+    lowered: _steps.Lowered,
+    shapes: Mapping[str, tuple[int, ...]],
+    external: bool,
+    half: frozenset[int] = frozenset(),
+) -> tuple[list[tuple[int, int, int, int, bool, int, int]], int, int]:
     """Places all values in one arena; values that are never alive together may share memory.
 
     Args:
         lowered: the steps.
         shapes: shapes of all graph values.
         external: whether inputs and outputs are arrays of the caller, not parts of the arena.
+        half: values that are bfloat16 in memory.
 
     Returns:
-        Per value (n, c, h, w, planar, offset in floats, or -1 - index of an external array); the
-        arena's size in floats; the number of external arrays.
+        Per value (n, c, h, w, planar, dtype, offset in floats, or -1 - index of an external
+        array); the arena's size in floats; the number of external arrays.
     """
     floats_of = _extension().value_floats
     ends = {index: len(lowered.steps) for index in lowered.outputs.values()}
@@ -385,9 +413,9 @@ def plan_values(
     outside = [*lowered.inputs.values(), *lowered.outputs.values()] if external else []
     offsets = {index: -1 - i for i, index in enumerate(outside)}
     full = []
-    for name, planar in lowered.values:
+    for index, (name, planar) in enumerate(lowered.values):
         n, c, h, w = (*shapes[name], 1, 1)[:4]
-        full.append((n, c, h, w, planar))
+        full.append((n, c, h, w, planar, _BFLOAT16 if index in half else _FLOAT32))
     sizes = [-(-floats_of((*shape, 0)) // 16) * 16 for shape in full]
     placed: list[int] = []
     total = 0
@@ -437,25 +465,6 @@ def _build(engine: Any, lowered: _steps.Lowered, bf16: bool = False) -> None:
                 engine.add_reshape(step.label, step.values[0], step.out)
         else:
             raise GraphError(f"step {step.label!r} has no implementation in the cpu backend")
-
-
-def _float_array(name: str, array: Any) -> np.ndarray:
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"input {name!r} is {type(array).__name__}, must be a numpy array")
-    if array.dtype.kind != "f":
-        raise TypeError(f"input {name!r} has the dtype {array.dtype}, must be float32")
-    return np.require(array, np.float32, ["C", "A"])
-
-
-def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out is {type(out).__name__}, must be a numpy array")
-    if out.shape != tuple(shape) or out.dtype != dtype or not out.flags.writeable:
-        raise ValueError(
-            f"out has the shape {out.shape} and dtype {out.dtype}, must be a writable array of "
-            f"the shape {tuple(shape)} and dtype {dtype}"
-        )
-    return out
 
 
 def compile(
