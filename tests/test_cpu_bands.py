@@ -255,7 +255,7 @@ def test_raw_engine_rejects_what_does_not_fit() -> None:
     runner = _runner("compact_net", width=4, blocks=1)
     shapes = runner.graph.infer_shapes({"image": (1, 3, 16, 16)})
     values, _, _ = plan_values(runner._lowered, shapes, external=False)
-    values = [(*value[:5], 0) for value in values]
+    values = [(*value[:-1], 0) for value in values]
     engine, spec = runner._engine, (8, 0, 2.0, False)
     image = (1, 16, 16, *runner._image_values())
     plan = engine.plan_bands(values, 0, spec, image)

@@ -364,7 +364,7 @@ class Runner:
                 return whole
             limit = 0 if bands.full else max(1, int(_bands.BANDED_SHARE * left))
             why = f"at once it takes {whole.plan.bytes >> 20} MiB, {left >> 20} MiB are left"
-        shaped = [(*value[:5], min(value[5], 0), *value[6:]) for value in values]
+        shaped = [(*value[:-1], min(value[-1], 0)) for value in values]
         rows = bands.rows or _bands.DEFAULT_ROWS
         photo = None if image is None else (*image, *self._image_values())
         most = float("inf") if bands.full else _bands.MOST_WORK
