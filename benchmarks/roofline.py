@@ -103,9 +103,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         peak = peak or peaks(args.threads, runner.isa)
         for size in args.sizes:
             rows = layers(runner, size, args.seconds)
-            tables.append(
-                {"precision": precision, "size": f"{size[0]}x{size[1]}", "layers": rows}
-            )
+            tables.append({"precision": precision, "size": f"{size[0]}x{size[1]}", "layers": rows})
         runner.close()
     return {
         "datetime": datetime.datetime.now().isoformat(timespec="seconds"),
@@ -147,9 +145,7 @@ def lines(result: dict[str, Any]) -> list[str]:
     for part in result["tables"]:
         rows = _merged(part["layers"])
         whole = sum(row["ms"] for row in rows)
-        rows.append(
-            {"step": "sum"} | {k: sum(r[k] for r in rows) for k in rows[0] if k != "step"}
-        )
+        rows.append({"step": "sum"} | {k: sum(r[k] for r in rows) for k in rows[0] if k != "step"})
         cells = []
         for row in rows:
             rate = row["products"] / row["ms"] / 1e6 / peak[part["precision"]]
