@@ -254,6 +254,18 @@ class Buffer {
   bool host_;
 };
 
+// A device as a context manager: kernels of other modules then launch there too.
+class Current {
+ public:
+  explicit Current(int device) : device_(device) {}
+  void enter() { scope_ = std::make_unique<DeviceScope>(device_); }
+  void exit(const py::args&) { scope_.reset(); }
+
+ private:
+  int device_;
+  std::unique_ptr<DeviceScope> scope_;
+};
+
 void translate(std::exception_ptr error) {
   try {
     if (error) std::rethrow_exception(error);
@@ -368,6 +380,11 @@ PYBIND11_MODULE(_tensorrt, m) {
              return self.context->enqueue(stream_of(stream));
            },
            "stream"_a, "False when it failed: end a capture first, then see take_errors().");
+
+  py::class_<Current>(m, "Current")
+      .def(py::init<int>(), "device"_a)
+      .def("__enter__", &Current::enter)
+      .def("__exit__", &Current::exit);
 
   py::class_<Stream>(m, "Stream")
       .def(py::init<int>(), "device"_a = 0)
