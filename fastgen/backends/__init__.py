@@ -3,9 +3,9 @@
 A backend is a module with ``why_not() -> str | None`` (None: it can run here), ``PRECISIONS``,
 ``precision_why_not(precision) -> str | None``, ``auto_precision() -> (precision, why)`` and
 ``compile(graph, weights, precision, threads) -> Runner``. A runner has
-``run(inputs, io=None, out=None)``, ``precision``, ``threads``, ``backend`` and ``close()``. A module
-with ``SLOW_START`` has runners that need minutes before the first frame; ``auto`` serves with the
-next backend meanwhile.
+``run(inputs, io=None, out=None)``, ``precision``, ``threads``, ``backend`` and ``close()``. The
+runners of a module with ``SLOW_START`` need minutes before the first frame; ``auto`` serves with
+the next backend meanwhile.
 """
 
 from __future__ import annotations

@@ -212,7 +212,7 @@ class Runner:
         self.precision = precision
         self._weights = dict(weights)
         self._device = device
-        self._cache = cache or EngineCache()
+        self.cache = cache or EngineCache()
         self._network = network_hash(graph, weights)
         self._slots: list[_Slot] = []
         self._lock = threading.Lock()  # of running and of the list of engines
@@ -265,7 +265,7 @@ class Runner:
             profile = profile_for(self.graph, shapes)
             key, facts = self._key(profile)
             trt = _tensorrt_lib.extension()
-            engine = self._cache.get(
+            engine = self.cache.get(
                 key,
                 facts,
                 lambda plan: trt.Engine(plan, self._device),
@@ -276,6 +276,22 @@ class Runner:
                     self._slots.append(_Slot(engine, profile))
                     del self._slots[:-_ENGINES]
 
+    def make(self, shapes: Shapes, progress: Progress | None = None) -> tuple[str, bool]:
+        """Builds the engine for these shapes into the cache, without loading it.
+
+        Returns:
+            Its key, and whether it had to be built.
+
+        Raises:
+            FastgenError: it cannot be built.
+        """
+        profile = profile_for(self.graph, shapes)
+        key, facts = self._key(profile)
+        if self.cache.load(key) is not None:
+            return key, False
+        self.cache.store(key, self._build(profile, progress), facts)
+        return key, True
+
     def _build(self, profile: Profile, progress: Progress | None) -> bytes:
         from fastgen.exporters.onnx import onnx_model
 
@@ -285,7 +301,7 @@ class Runner:
             profile,
             precision=self.precision,
             device=self._device,
-            cache=self._cache,
+            cache=self.cache,
             progress=progress,
         )
 
