@@ -121,7 +121,8 @@ class SwitchingRunner:
             self._fast.prepare(shapes, lambda *_: not _stop.is_set())
         except Exception as error:  # whatever it is: the frames have another way
             self._failed = True
-            self._say(f"it failed for {size} ({error}), {self._slow.backend} serves", failed=True)
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self._say(f"it failed for {size} ({reason}), {self._slow.backend} serves", failed=True)
         else:
             self._say(f"its engine for {size} is there")
 

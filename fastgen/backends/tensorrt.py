@@ -6,6 +6,7 @@ An engine serves all sizes up to those of its profile; a larger input gets anoth
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -307,8 +308,6 @@ class Runner:
 
     def _key(self, profile: Profile) -> tuple[str, dict[str, Any]]:
         """The key of an engine, and what is told about it."""
-        from fastgen import __version__
-
         library = _tensorrt_lib.open_library()
         device, capability, driver = _device(library, self._device)
         key = engine_key(
@@ -320,7 +319,7 @@ class Runner:
             device=device,
             capability=capability,
             driver=driver,
-            fastgen=__version__,
+            fastgen=sys.modules["fastgen"].__version__,  # not an import: arrows point down
             options={},
         )
         largest = {name: list(sizes[2]) for name, sizes in profile.items()}
