@@ -132,12 +132,30 @@ py::tuple build(const py::bytes& onnx, const std::vector<Profile>& profiles, int
 
 // ---------------------------------------------------------------- run
 
+// What gives memory back needs its device, too. Without one there is nothing left to give back.
+template <class Function>
+void on_device(int device, Function function) noexcept {
+  try {
+    const DeviceScope scope(device);
+    function();
+  } catch (...) {
+  }
+}
+
 struct Engine {
+  Engine(std::unique_ptr<trt::Engine> e, int d) : engine(std::move(e)), device(d) {}
+  ~Engine() {
+    on_device(device, [this] { engine.reset(); });
+  }
   std::unique_ptr<trt::Engine> engine;
   int device;
 };
 
 struct Context {
+  Context(std::unique_ptr<trt::Context> c, int d) : context(std::move(c)), device(d) {}
+  ~Context() {
+    on_device(device, [this] { context.reset(); });
+  }
   std::unique_ptr<trt::Context> context;
   int device;
 };
@@ -148,7 +166,9 @@ class Graph {
   Graph(CUgraphExec exec, int device) : exec_(exec), device_(device) {}
   Graph(const Graph&) = delete;
   Graph& operator=(const Graph&) = delete;
-  ~Graph() { Driver::get().cuGraphExecDestroy_(exec_); }
+  ~Graph() {
+    on_device(device_, [this] { Driver::get().cuGraphExecDestroy_(exec_); });
+  }
   void launch(uintptr_t stream) const {
     const DeviceScope scope(device_);
     Driver::get().check(Driver::get().cuGraphLaunch_(exec_, stream_of(stream)), "cuGraphLaunch");
@@ -168,7 +188,9 @@ class Stream {
   }
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
-  ~Stream() { Driver::get().cuStreamDestroy_(stream_); }
+  ~Stream() {
+    on_device(device_, [this] { Driver::get().cuStreamDestroy_(stream_); });
+  }
   uintptr_t handle() const { return reinterpret_cast<uintptr_t>(stream_); }
   void synchronize() const {
     const DeviceScope scope(device_);
@@ -219,10 +241,12 @@ class Buffer {
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() {
-    if (host_)
-      Driver::get().cuMemFreeHost_(host_pointer_);
-    else
-      Driver::get().cuMemFree_(pointer_);
+    on_device(device_, [this] {
+      if (host_)
+        Driver::get().cuMemFreeHost_(host_pointer_);
+      else
+        Driver::get().cuMemFree_(pointer_);
+    });
   }
   uintptr_t address() const {
     return host_ ? reinterpret_cast<uintptr_t>(host_pointer_) : static_cast<uintptr_t>(pointer_);
@@ -320,10 +344,9 @@ PYBIND11_MODULE(_tensorrt, m) {
       },
       "The opened library, or None.");
   m.def("take_errors", &trt::take_errors, "Errors that TensorRT logged since the last call.");
-  m.def("build", &build, "onnx"_a, "profiles"_a, py::kw_only(), "level"_a = -1,
-        "workspace"_a = -1, "tf32"_a = false, "version_compatible"_a = false,
-        "timing_cache"_a = py::bytes(), "device"_a = 0, "log"_a = py::none(),
-        "progress"_a = py::none(),
+  m.def("build", &build, "onnx"_a, "profiles"_a, py::kw_only(), "level"_a = -1, "workspace"_a = -1,
+        "tf32"_a = false, "version_compatible"_a = false, "timing_cache"_a = py::bytes(),
+        "device"_a = 0, "log"_a = py::none(), "progress"_a = py::none(),
         "(plan, timing cache, layers). profiles: [{input: (min, opt, max)}]. log(severity, text); "
         "progress(phase, step, steps) returns False to stop.");
 
@@ -331,8 +354,8 @@ PYBIND11_MODULE(_tensorrt, m) {
       .def(py::init([](const py::bytes& plan, int device) {
              const std::string_view bytes = plan;
              const py::gil_scoped_release release;
-             return std::make_unique<Engine>(
-                 Engine{trt::deserialize(bytes.data(), bytes.size(), device), device});
+             return std::make_unique<Engine>(trt::deserialize(bytes.data(), bytes.size(), device),
+                                             device);
            }),
            "plan"_a, "device"_a = 0)
       .def("tensors",
@@ -344,20 +367,22 @@ PYBIND11_MODULE(_tensorrt, m) {
              return result;
            })
       .def_property_readonly("profiles", [](const Engine& self) { return self.engine->profiles(); })
-      .def("range",
-           [](const Engine& self, const std::string& input, int profile) {
-             const trt::Range range = self.engine->range(input, profile);
-             return py::make_tuple(range.low, range.best, range.high);
-           },
-           "input"_a, "profile"_a = 0)
-      .def("context",
-           [](const Engine& self, int profile, uintptr_t stream) {
-             const py::gil_scoped_release release;
-             const DeviceScope scope(self.device);
-             return std::make_unique<Context>(
-                 Context{self.engine->context(profile, stream_of(stream)), self.device});
-           },
-           "profile"_a, "stream"_a, "The caller synchronises the stream afterwards.");
+      .def(
+          "range",
+          [](const Engine& self, const std::string& input, int profile) {
+            const trt::Range range = self.engine->range(input, profile);
+            return py::make_tuple(range.low, range.best, range.high);
+          },
+          "input"_a, "profile"_a = 0)
+      .def(
+          "context",
+          [](const Engine& self, int profile, uintptr_t stream) {
+            const py::gil_scoped_release release;
+            const DeviceScope scope(self.device);
+            return std::make_unique<Context>(self.engine->context(profile, stream_of(stream)),
+                                             self.device);
+          },
+          "profile"_a, "stream"_a, "The caller synchronises the stream afterwards.");
 
   py::class_<Context>(m, "Context")
       .def("set_shape",
@@ -365,22 +390,30 @@ PYBIND11_MODULE(_tensorrt, m) {
              const DeviceScope scope(self.device);
              self.context->set_shape(input, shape);
            })
-      .def("shape",
-           [](const Context& self, const std::string& tensor) {
-             return self.context->shape(tensor);
-           })
+      .def("shape", [](const Context& self,
+                       const std::string& tensor) { return self.context->shape(tensor); })
       .def("set_address",
            [](Context& self, const std::string& tensor, uintptr_t address) {
              self.context->set_address(tensor, reinterpret_cast<void*>(address));
            })
-      .def("enqueue",
-           [](Context& self, uintptr_t stream) {
-             const py::gil_scoped_release release;
-             const DeviceScope scope(self.device);
-             return self.context->enqueue(stream_of(stream));
-           },
-           "stream"_a, "False when it failed: end a capture first, then see take_errors().");
+      .def(
+          "enqueue",
+          [](Context& self, uintptr_t stream) {
+            const py::gil_scoped_release release;
+            const DeviceScope scope(self.device);
+            return self.context->enqueue(stream_of(stream));
+          },
+          "stream"_a, "False when it failed: end a capture first, then see take_errors().");
 
+  m.def(
+      "synchronize",
+      [](uintptr_t stream, int device) {
+        const DeviceScope scope(device);
+        Driver::get().check(Driver::get().cuStreamSynchronize_(stream_of(stream)),
+                            "cuStreamSynchronize");
+      },
+      "stream"_a, "device"_a = 0, py::call_guard<py::gil_scoped_release>(),
+      "Waits for a stream of anybody's.");
   py::class_<Current>(m, "Current")
       .def(py::init<int>(), "device"_a)
       .def("__enter__", &Current::enter)

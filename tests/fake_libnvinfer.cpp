@@ -70,9 +70,14 @@ struct ContextImpl : Stub_VExecutionContext {
   }
 };
 
+void needs_device(const char* when) {
+  if (context_depth == 0) missing(when);
+}
+
 struct FakeContext : IExecutionContext {
   ContextImpl impl;
   FakeContext() { mImpl = &impl; }
+  ~FakeContext() noexcept override { needs_device("current device when a context ends"); }
 };
 
 struct EngineImpl : Stub_VCudaEngine {
@@ -104,6 +109,7 @@ struct FakeEngine : ICudaEngine {
   }
   ~FakeEngine() noexcept override {
     if (runtimes == 0) missing("runtime when an engine ends");
+    needs_device("current device when an engine ends");
     --engines;
   }
 };
@@ -159,6 +165,7 @@ static CUresult allocate(void** p, size_t bytes) {
   return CUDA_SUCCESS;
 }
 static CUresult release(void* p) {
+  needs_device("current device when memory is given back");
   if (memory.erase(p) != 1) missing("memory that is given back");
   std::free(p);
   return CUDA_SUCCESS;

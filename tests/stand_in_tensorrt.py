@@ -54,6 +54,7 @@ class StandIn:
         self.refuse: set[bytes] = set()  # plans that are not accepted
         self.fail_enqueue = False
         self.graphs = 0
+        self.waited: list[int] = []
         stand_in = self
 
         class Stream:
@@ -183,6 +184,10 @@ class StandIn:
 
     def library(self) -> dict[str, Any]:
         return self.info
+
+    def synchronize(self, stream: int, device: int) -> None:
+        assert self.streams.captures[stream] is None, "waiting for a capture"
+        self.waited.append(stream)
 
     def take_errors(self) -> str:
         return "the words of TensorRT"

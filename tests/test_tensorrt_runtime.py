@@ -180,6 +180,9 @@ try:
     raise SystemExit("there was memory for everything")
 except MemoryError as e:
     assert str(e) == "cuMemAlloc: fake error"
+trt.synchronize(stream.handle)
+with trt.Current(0):
+    context.enqueue(stream.handle)
 del context
 gc.collect()
 assert alive() == 0

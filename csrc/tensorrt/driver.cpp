@@ -53,9 +53,8 @@ std::string Driver::open() {
   if (library == nullptr)
     return "the NVIDIA driver was not found (" + path + "); install it, or use another machine";
   std::string missing;
-#define FASTGEN_LOAD(function)                                                   \
-  function##_ = reinterpret_cast<decltype(function##_)>(                         \
-      dlsym(library, FASTGEN_SYMBOL(function)));                                 \
+#define FASTGEN_LOAD(function)                                                                     \
+  function##_ = reinterpret_cast<decltype(function##_)>(dlsym(library, FASTGEN_SYMBOL(function))); \
   if (function##_ == nullptr && missing.empty()) missing = FASTGEN_SYMBOL(function);
   FASTGEN_DRIVER_FUNCTIONS(FASTGEN_LOAD)
 #undef FASTGEN_LOAD

@@ -47,8 +47,8 @@ bool is_rtx(int version) { return version >= 10000 && version < 20000; }
 std::string version_text(int version, int build) {
   const int major = version >= 10000 ? version / 10000 : version / 1000;
   const int minor = version >= 10000 ? version / 100 % 100 : version / 100 % 10;
-  std::string text = std::to_string(major) + "." + std::to_string(minor) + "." +
-                     std::to_string(version % 100);
+  std::string text =
+      std::to_string(major) + "." + std::to_string(minor) + "." + std::to_string(version % 100);
   return build > 0 ? text + "." + std::to_string(build) : text;
 }
 
@@ -108,8 +108,7 @@ void open_parser(const std::string& given, int version, LibraryInfo* found, Symb
     if (path.empty()) continue;
     void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (handle == nullptr) continue;
-    functions->parser =
-        symbol<decltype(functions->parser)>(handle, "createNvOnnxParser_INTERNAL");
+    functions->parser = symbol<decltype(functions->parser)>(handle, "createNvOnnxParser_INTERNAL");
     if (functions->parser != nullptr) {
       found->parser_path = path;
       return;

@@ -92,7 +92,7 @@ struct Symbols {
 };
 
 struct Abi {
-  int major;           // of the headers
+  int major;            // of the headers
   const char* headers;  // their full version
   BuildResult (*build)(const Symbols& symbols, const BuildRequest& request, const Events& events);
   // Null when the library does not accept the plan; *reason then has its words.

@@ -48,6 +48,7 @@ class Frame:
         self.copies_out: list[tuple[Any, Any]] = []
         self._graph: Any = None
         self._warm = False
+        self._last_stream: int | None = None
         self.stream.synchronize()
 
     def memory(self, shape: Shape, itemsize: int = _FLOAT) -> Any:
@@ -92,6 +93,14 @@ class Frame:
             self.check(self.enqueue(self.stream.handle))
             self._warm = True
         self.stream.synchronize()
+
+    def launch(self, stream: int) -> None:
+        """Launches on a stream of the caller, without waiting."""
+        if self._last_stream not in (None, stream):
+            # The activations of the run before are still in use there.
+            self.trt.synchronize(self._last_stream, self.device)
+        self._last_stream = stream
+        self.check(self.enqueue(stream))
 
     def _capture(self) -> Any:
         self.stream.begin_capture()
@@ -139,7 +148,7 @@ class TensorFrame(Frame):
         """Launches on a stream of the caller; addresses of all inputs and outputs."""
         for name, address in addresses.items():
             self.bind(name, address)
-        self.check(self.enqueue(stream))
+        self.launch(stream)
 
 
 class ImageFrame(Frame):
@@ -215,4 +224,4 @@ class ImageFrame(Frame):
     def run_device(self, photo: int, result: int, stream: int) -> None:
         """Launches on a stream of the caller."""
         self._photo, self._result = photo, result
-        self.check(self.enqueue(stream))
+        self.launch(stream)
