@@ -12,11 +12,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastgen import ops
+    from fastgen import ops, video
     from fastgen.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from fastgen.errors import BackendUnavailable, CheckpointError, FastgenError, ImageError
+    from fastgen.exporters import export_onnx
     from fastgen.styles import list_styles, load_style
-    from fastgen.stylizer import Stylizer, stylize
+    from fastgen.stylizer import StreamStats, Stylizer, stylize
+    from fastgen.video import stylize_video
 
 __version__ = "0.1.0"
 
@@ -26,14 +28,18 @@ __all__ = [
     "CheckpointError",
     "FastgenError",
     "ImageError",
+    "StreamStats",
     "Stylizer",
     "__version__",
+    "export_onnx",
     "list_styles",
     "load_checkpoint",
     "load_style",
     "ops",
     "save_checkpoint",
     "stylize",
+    "stylize_video",
+    "video",
 ]
 
 _HOME = {
@@ -42,13 +48,17 @@ _HOME = {
     "CheckpointError": "errors",
     "FastgenError": "errors",
     "ImageError": "errors",
+    "StreamStats": "stylizer",
     "Stylizer": "stylizer",
+    "export_onnx": "exporters",
     "list_styles": "styles",
     "load_checkpoint": "checkpoint",
     "load_style": "styles",
     "ops": "",
     "save_checkpoint": "checkpoint",
     "stylize": "stylizer",
+    "stylize_video": "video",
+    "video": "",
 }
 
 
