@@ -26,6 +26,7 @@ namespace {
 #include "micro_bf16.inl"
 #include "move.inl"
 #include "pack.inl"
+#include "small.inl"
 #include "winograd.inl"
 }  // namespace
 
@@ -38,10 +39,13 @@ const Kernels* kernels_avx512() {
                                     micro,
                                     micro_bf16,
                                     finish,
-                                    small,
+                                    small_as<false>,
+                                    small_as<true>,
                                     rows,
                                     winograd_input,
                                     winograd_output,
+                                    lines_input,
+                                    lines_output,
                                     moments,
                                     depthwise,
                                     image_load,

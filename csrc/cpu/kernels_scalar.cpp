@@ -35,6 +35,7 @@ namespace {
 #include "micro_bf16.inl"
 #include "move.inl"
 #include "pack.inl"
+#include "small.inl"
 #include "winograd.inl"
 }  // namespace
 
@@ -47,10 +48,13 @@ const Kernels* kernels_scalar() {
                                     micro,
                                     micro_bf16,
                                     finish,
-                                    small,
+                                    small_as<false>,
+                                    small_as<true>,
                                     rows,
                                     winograd_input,
                                     winograd_output,
+                                    lines_input,
+                                    lines_output,
                                     moments,
                                     depthwise,
                                     image_load,

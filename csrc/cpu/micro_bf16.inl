@@ -1,6 +1,7 @@
 // Convolution and products with bfloat16 factors and float32 sums. Every 32 bits hold two
 // neighbouring input channels: one broadcast of them meets 16 pairs of weights. Included inside an
 // instruction set's anonymous namespace; without AVX512_BF16 the same numbers come from float32.
+#pragma once
 #include "half.inl"
 #include "pixels.inl"
 

@@ -177,6 +177,15 @@ void pack_row(const PackArgs& a, int y, int first, int last, D* dst) {
   }
 }
 
+// Copies a loaded row of a block to where it is kept.
+template <class S, class D>
+void store_row(const PackArgs& a, int b, int y, const D* from) {
+  S* out = static_cast<S*>(a.store) + b * a.store_block + a.src_y[y] * a.store_row;
+  for (int x = a.store_x0; x < a.store_x1; ++x)
+    for (int j = 0; j < kBlock; j += VL)
+      store_factor(out + a.src_x[x] * kBlock + j, load_as(from + x * kBlock + j));
+}
+
 template <int MODE, class T, class D>
 void pack16(const PackArgs& a) {
   const int blocks = (a.channels + kBlock - 1) / kBlock;
@@ -192,12 +201,8 @@ void pack16(const PackArgs& a) {
       } else {
         pack_row16<MODE, T, D>(a, b, y, dst);
       }
-      if (a.store && y >= a.store_y0 && y < a.store_y1) {
-        float* out = a.store + b * a.store_block + a.src_y[y] * a.store_row;
-        for (int x = a.store_x0; x < a.store_x1; ++x)
-          for (int j = 0; j < kBlock; j += VL)
-            store(out + a.src_x[x] * kBlock + j, load_as(dst + x * kBlock + j));
-      }
+      if (a.store && y >= a.store_y0 && y < a.store_y1)
+        a.store_bf16 ? store_row<bf16>(a, b, y, dst) : store_row<float>(a, b, y, dst);
     }
 }
 
@@ -299,25 +304,34 @@ inline void pack_as(const PackArgs& a) {
 }
 
 template <class T>
+void pack_modes(const PackArgs& a) {
+  switch (load_mode(a)) {
+    case kLoadCopy:
+      return pack_as<kLoadCopy, T>(a);
+    case kLoadAffine:
+      return pack_as<kLoadAffine, T>(a);
+    case kLoadAffineRelu:
+      return pack_as<kLoadAffineRelu, T>(a);
+    case kLoadAffineAdd:
+      return pack_as<kLoadAffineAdd, T>(a);
+    case kLoadAdd:
+      return pack_as<kLoadAdd, T>(a);
+    default:
+      return pack_as<kLoadAny, T>(a);
+  }
+}
+
+template <class T>
 void pack_half(const PackArgs& a) {
   load_mode(a) == kLoadCopy ? pack_as<kLoadCopy, T>(a) : pack_as<kLoadAny, T>(a);
 }
 
 void pack(const PackArgs& a) {
   if (a.dtype == kFloat16) return pack_half<f16>(a);
+#if defined(__AVX512BF16__)  // where activations of networks are bfloat16
+  if (a.dtype == kBFloat16) return pack_modes<bf16>(a);
+#else
   if (a.dtype == kBFloat16) return pack_half<bf16>(a);
-  switch (load_mode(a)) {
-    case kLoadCopy:
-      return pack_as<kLoadCopy, float>(a);
-    case kLoadAffine:
-      return pack_as<kLoadAffine, float>(a);
-    case kLoadAffineRelu:
-      return pack_as<kLoadAffineRelu, float>(a);
-    case kLoadAffineAdd:
-      return pack_as<kLoadAffineAdd, float>(a);
-    case kLoadAdd:
-      return pack_as<kLoadAdd, float>(a);
-    default:
-      return pack_as<kLoadAny, float>(a);
-  }
+#endif
+  pack_modes<float>(a);
 }

@@ -19,7 +19,7 @@ int default_threads();
 // Runs items 0..n-1 of a job on `threads` threads, the caller among them. Each thread begins with a
 // share of neighbouring items, the same one in every job of as many items: what it left in its
 // core's caches is there when the next job reads or writes the same memory. Then it helps others.
-// Workers wait for the next job with a spin of some microseconds, then sleep.
+// Workers wait for the next job for some 0.2 ms, most of it with their core on offer, then sleep.
 class Pool {
  public:
   using Job = std::function<void(int64_t item, int thread)>;
