@@ -30,6 +30,7 @@ Conv::Conv(ConvSpec spec, const Kernels& isa) : spec_(std::move(spec)), isa_(&is
   const bool single = std::any_of(spec_.phases.begin(), spec_.phases.end(),
                                   [&](const PhaseSpec& p) { return p.kw * spec_.inputs == 1; });
   bf16_ = spec_.products == kBFloat16 && !spec_.small && !single;
+  int8_ = spec_.products == kInt8 && fits_int8();
   split_upsampling();
   winograd_size();
   span();
@@ -42,7 +43,7 @@ Conv::Conv(ConvSpec spec, const Kernels& isa) : spec_(std::move(spec)), isa_(&is
   }
   bias_.resize(out_blocks * kBlock);
   std::copy(spec_.bias.begin(), spec_.bias.end(), bias_.data());
-  winograd_ ? winograd_weights() : bf16_ ? pack_pairs() : pack_weights();
+  winograd_ ? winograd_weights() : int8_ ? pack_quads() : bf16_ ? pack_pairs() : pack_weights();
 }
 
 void Conv::check() {
@@ -59,6 +60,11 @@ void Conv::check() {
   require(!spec_.phases.empty() && spec_.phases.size() <= 4096, l + ": has no taps");
   require(spec_.bias.empty() || spec_.bias.size() == static_cast<size_t>(spec_.outputs),
           l + ": bias has the wrong size");
+  require(spec_.quant.size() == spec_.zero.size() &&
+              (spec_.quant.empty() || spec_.quant.size() == static_cast<size_t>(spec_.inputs)),
+          l + ": activation ranges have the wrong size");
+  for (float q : spec_.quant) require(q > 0 && q <= 1e30f, l + ": activation range is not finite");
+  for (float z : spec_.zero) require(z >= 0 && z <= 255, l + ": activation zero is not a byte");
   for (const PhaseSpec& p : spec_.phases) {
     require(p.kh >= 0 && p.kh <= 255 && p.kw >= 0 && p.kw <= 255 && std::abs(p.dy) <= 4096 &&
                 std::abs(p.dx) <= 4096 && p.ry >= 0 && p.rx >= 0 && p.ry < spec_.out_stride &&
@@ -214,6 +220,7 @@ void Conv::direct_plan(const ConvShape& s, int threads, StepPlan* out) const {
       align16(tile_rows * (ceil_div(tile_columns, kBlock) + 1) * kBlock * per_pixel + kSlack);
   if (spec_.small)  // its rows, before they are written in another order
     out->panel_floats += align16(4 * (out->tile_columns + 256));
+  out->panel_floats += int8_line(*out);
 }
 
 FinishArgs Conv::finish_args(const ConvCall& c) const {
@@ -260,13 +267,15 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
   m.kw = phase.kw;
   m.channels = channels;
   m.pixel = static_cast<int>(in_place(c) ? c.in.pixel : channels) * spec_.stride;
-  if (bf16_ && format() == kPanel4) {  // the taps of a row lie side by side
+  if ((bf16_ || int8_) && format() == kPanel4) {  // the taps of a row lie side by side
     m.last = m.channels = phase.kw * channels;
     m.kw = std::min(phase.kw, 1);
   }
   m.out = buffer;
   const int64_t window = (phase.dy - low_y_) * pack.dst_row + (phase.dx - low_x_) * channels;
-  const auto micro = bf16_ ? isa_->micro_bf16 : isa_->micro;
+  const auto micro = int8_ ? isa_->micro_int8 : bf16_ ? isa_->micro_bf16 : isa_->micro;
+  const float* scales =
+      int8_ ? c.int8 + t.image * c.int8_image + phase_scales(&phase - phases_.data()) : nullptr;
 
   FinishArgs f = finish_args(c);
   f.tile = buffer;
@@ -278,6 +287,7 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
     const int64_t pieces = ceil_div(columns, most);
     m.weights = weights_.data() + phase.group[g];
     m.bias = bias_.data() + block * kBlock;
+    if (int8_) m.scale = scales + block * kBlock, m.bias = m.scale + padded_outputs();
     f.nb = nb;
     f.channels = group_channels(g, block);
     f.stats = t.stats ? t.stats + block * 3 * kBlock : nullptr;
@@ -334,9 +344,9 @@ void Conv::small_phase(const ConvCall& c, const Tile& t, const PackArgs& pack,
   FinishArgs place{};
   for (int64_t r = 0; r < t.rows; ++r) {
     finish_place(c, t, 0, t.row + r, t.column, &place);
-    s.panel = static_cast<float*>(pack.dst) + r * pack.dst_row;
+    s.panel = static_cast<float*>(pack.dst) + (int8_ ? 0 : r * pack.dst_row);
     s.out = direct ? static_cast<float*>(place.out) : buffer;
-    isa_->small(s);
+    int8_ ? small_int8(s, pack, r, c.int8 + t.image * c.int8_image) : isa_->small(s);
     if (direct) continue;
     w.out = place.out;
     w.residual = place.residual;
@@ -385,6 +395,7 @@ PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool co
     a.dst_row = int64_t{a.cols} * panel_pixel();
   }
   a.dst_block = a.rows * a.dst_row;
+  if (int8_) int8_pack_args(c, image, &a);
   if (in_place(c)) {
     a.dst = const_cast<uint16_t*>(static_cast<const uint16_t*>(a.src.data) + y0 * a.src.row +
                                   x0 * a.src.pixel);
@@ -431,13 +442,14 @@ void Conv::tile(const ConvCall& c, int64_t item, int thread) const {
   }
   float* panel = c.panels + thread * c.panel_stride;
   const PackArgs a = pack_args(c, t, panel, c.copy.data && chunk == 0);
-  if (!in_place(c)) isa_->pack(a);
+  if (!in_place(c)) int8_ ? isa_->pack_int8(a) : isa_->pack(a);
   if (winograd_) {
     for (int parity = 1; parity < spec_.stride * spec_.stride; ++parity) pack_parity(p, a, parity);
     return winograd_tile(c, t, a);
   }
   if (spec_.small)
-    return small_phase(c, t, a, panel + p.panel_floats - align16(4 * (p.tile_columns + 256)));
+    return small_phase(
+        c, t, a, panel + p.panel_floats - int8_line(p) - align16(4 * (p.tile_columns + 256)));
   int64_t done = 0;
   for (const Phase& phase : phases_) blocked_phase(c, phase, t, a, &done);
 }
@@ -452,8 +464,15 @@ void Conv::pack_parity(const StepPlan& p, PackArgs a, int parity) const {
   isa_->pack(a);
 }
 
-void Conv::run(const ConvCall& c) const {
+void Conv::run(const ConvCall& call) const {
+  ConvCall c = call;
   const StepPlan& p = *c.step;
+  std::vector<float> scales;
+  if (int8_) {
+    if (spec_.quant.empty()) scales = frame_scales(c);
+    c.int8 = scales.empty() ? int8_scales_.data() : scales.data();
+    c.int8_image = scales.empty() ? 0 : phase_scales(phases_.size());
+  }
   const int64_t images = c.shape->images, parts_x = p.tiles_x;
   const auto parallel = [&](int64_t items, const Pool::Job& job) {
     c.pool ? c.pool->run(items, job) : op_parallel(items, job);

@@ -22,8 +22,10 @@ namespace {
 #include "image.inl"
 #include "micro.inl"
 #include "micro_bf16.inl"
+#include "micro_int8.inl"
 #include "move.inl"
 #include "pack.inl"
+#include "pack_int8.inl"
 #include "winograd.inl"
 }  // namespace
 
@@ -48,7 +50,10 @@ const Kernels* kernels_avx2() {
                                     gram_pack,
                                     gram_tiles,
                                     move,
-                                    join};
+                                    join,
+                                    pack_int8,
+                                    micro_int8,
+                                    small_int8};
   return &table;
 }
 
