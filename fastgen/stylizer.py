@@ -105,7 +105,9 @@ class Stylizer:
             threads = int(threads)
         ckpt = load_style(style)
         name, why = backends.choose(backend)
-        self._runner = backends.get(name).compile(ckpt.graph, ckpt.weights, precision, threads)
+        self._runner = backends.get(name).compile(
+            ckpt.graph, ckpt.weights, precision, threads, ckpt.ranges
+        )
         self._lock = threading.Lock()
         _live.add(self)
         self._ranges = tuple(ckpt.meta["input_range"]), tuple(ckpt.meta["output_range"])

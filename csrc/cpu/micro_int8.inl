@@ -115,6 +115,7 @@ inline MicroInt8Fn micro_int8_pick(int pixels, std::integer_sequence<int, P...>)
 template <int NB, int MAX>
 inline MicroInt8Fn micro_int8_stride(int pixels, int stride) {
   constexpr auto sequence = std::make_integer_sequence<int, MAX>();
+#if defined(__AVX512VNNI__)  // elsewhere the addresses are the least of the work
   switch (stride) {
     case 3:
       return micro_int8_pick<NB, 3>(pixels, sequence);
@@ -123,8 +124,11 @@ inline MicroInt8Fn micro_int8_stride(int pixels, int stride) {
     case 32:
       return micro_int8_pick<NB, 32>(pixels, sequence);
     default:
-      return micro_int8_pick<NB, 0>(pixels, sequence);
+      break;
   }
+#endif
+  (void)stride;
+  return micro_int8_pick<NB, 0>(pixels, sequence);
 }
 
 void micro_int8(const MicroArgs& a, int pixels, int nb) {

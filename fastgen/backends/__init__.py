@@ -2,7 +2,8 @@
 
 A backend is a module with ``why_not() -> str | None`` (None: it can run here), ``PRECISIONS``,
 ``precision_why_not(precision) -> str | None``, ``auto_precision() -> (precision, why)`` and
-``compile(graph, weights, precision, threads) -> Runner``. A runner has
+``compile(graph, weights, precision, threads, ranges) -> Runner``; ``precision_note(precision) ->
+str | None`` if something is to be known of a precision that can run. A runner has
 ``run(inputs, io=None, out=None)``, ``precision``, ``threads``, ``backend`` and ``close()``.
 """
 

@@ -38,6 +38,7 @@ class Span:
     high: Array
     mean: Array | None = None
     spread: Array | None = None
+    exact: bool = False  # the bounds hold for every photo
 
 
 def spans(
@@ -58,7 +59,8 @@ def spans(
     known: dict[str, Span | None] = {}
     channels = {k: s[1] for k, s in graph.infer_shapes(graph.smallest_shapes()).items()}
     for item in graph.inputs:
-        known[item.name] = _whole(given.get(item.name), channels[item.name])
+        bounds = _whole(given.get(item.name), channels[item.name])
+        known[item.name] = bounds and replace(bounds, exact=True)
     result = {}
     for node in graph.nodes:
         if node.op in ("conv", "conv_transpose"):
@@ -89,7 +91,7 @@ def _whole(pair: Sequence[float] | None, channels: int, margin: float = 1.0) -> 
 
 
 def _narrowed(span: Span | None, measured: Span | None) -> Span | None:
-    if span is None or measured is None:
+    if span is None or measured is None or span.exact:
         return span or measured
     # Never so far that a mistaken measurement leaves nothing: zero stays inside.
     low = np.maximum(span.low, np.minimum(measured.low, 0.0))
@@ -110,7 +112,8 @@ def _forward(
     first = sources[0]
     if node.op == "activation" and node.attrs["kind"] in ("tanh", "sigmoid"):
         count = channels[node.name]
-        return Span(np.full(count, -1.0 if node.attrs["kind"] == "tanh" else 0.0), np.ones(count))
+        low = -1.0 if node.attrs["kind"] == "tanh" else 0.0
+        return Span(np.full(count, low), np.ones(count), exact=True)
     if first is None or any(source is None for source in sources):
         return None
     if node.op in _SAME:
@@ -145,7 +148,7 @@ def _activated(node: Node, span: Span) -> Span | None:
         return np.where(x < 0, slope * x, x)
 
     if span.mean is None or span.spread is None:
-        return Span(act(span.low), act(span.high))
+        return replace(span, low=act(span.low), high=act(span.high))
     # Mean and spread of max(x, 0) of a normal x; a leaky one is a sum of both halves.
     z = span.mean / np.maximum(span.spread, 1e-12)
     density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)

@@ -20,10 +20,19 @@ from fastgen.graph import Graph
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["PRECISIONS", "Runner", "auto_precision", "compile", "precision_why_not", "why_not"]
+__all__ = [
+    "PRECISIONS",
+    "Runner",
+    "auto_precision",
+    "compile",
+    "precision_note",
+    "precision_why_not",
+    "why_not",
+]
 
 PRECISIONS = ("fp32", "bf16", "int8")
 _BF16_ISA = "avx512_bf16"  # the instruction set that gains from bfloat16 products
+_INT8_ISAS = ("avx512_vnni", _BF16_ISA)  # those that gain from products of bytes
 _PLANS = 8  # input shapes whose plans are kept
 
 
@@ -52,6 +61,19 @@ def precision_why_not(precision: str) -> str | None:
     """
     _check_precision(precision)
     return why_not() or _lacks(precision, str(_extension().Engine(threads=1).isa))
+
+
+def precision_note(precision: str) -> str | None:
+    """What to know before taking a precision that can run here; None when there is nothing.
+
+    Raises:
+        ImportError, ValueError: as :func:`auto_precision`; unknown precision.
+    """
+    _check_precision(precision)
+    isa = str(_extension().Engine(threads=1).isa)
+    if precision != "int8" or isa in _INT8_ISAS:
+        return None
+    return f"precision 'int8' is slower than fp32 with the instruction set {isa} (no AVX512_VNNI)"
 
 
 def auto_precision() -> tuple[str, str]:
