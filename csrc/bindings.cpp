@@ -99,6 +99,8 @@ ConvSpec conv(const py::handle& o) {
   }
   s.quant = floats(o.attr("quant"));
   s.zero = floats(o.attr("zero"));
+  s.mean = floats(o.attr("mean"));
+  s.spread = floats(o.attr("spread"));
   s.bias = floats(o.attr("bias"));
   s.act = o.attr("act").cast<int>();
   s.slope = o.attr("slope").cast<float>();
@@ -206,7 +208,8 @@ PYBIND11_MODULE(_C, m) {
             e.add_conv(std::move(spec));
           },
           py::arg("step"), py::arg("bf16") = false, py::arg("int8") = false,
-          "bf16: products of factors rounded to bfloat16, summed in float32; int8: of bytes, summed "
+          "bf16: products of factors rounded to bfloat16, summed in float32; int8: of bytes, "
+          "summed "
           "in int32.")
       .def("add_copy", [](Engine& e, const std::string& label, const py::object& from,
                           int out) { e.add_copy(label, source(from), out); })

@@ -67,8 +67,9 @@ struct ConvSpec {
   // `fine`: Winograd convolutions of the latter take a third more products, for 4 dB less error.
   int products = kFloat32;
   bool fine = false;
-  std::vector<float> quant, zero;  // per input of kInt8; empty: from the range of each image
-  std::vector<float> bias;         // per output, or empty
+  std::vector<float> quant, zero;   // per input of kInt8; empty: from the range of each image
+  std::vector<float> mean, spread;  // of an input's bytes, or empty: not known, so no Winograd
+  std::vector<float> bias;          // per output, or empty
   int act = 0;
   float slope = 0;
   NormSpec norm;

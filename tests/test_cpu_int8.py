@@ -157,6 +157,56 @@ def test_images_without_a_range(isa: str, value: float) -> None:
     assert np.isfinite(fresh).all()
 
 
+# images, inputs, height, width, outputs, padding, mode
+WINOGRAD = [
+    (2, 64, 13, 17, 40, 1, "reflect"),
+    (1, 33, 9, 8, 33, 1, "zeros"),  # inputs that are no blocks
+    (1, 48, 5, 66, 64, 0, "zeros"),
+    (1, 128, 7, 9, 70, 1, "reflect"),
+    (1, 32, 4, 4, 32, 1, "zeros"),
+]
+
+
+def _behind_a_norm(case: tuple) -> tuple[Graph, dict[str, np.ndarray], np.ndarray]:
+    """A convolution that reads a norm, its weights, and an input that the norm describes well."""
+    images, inputs, height, width, outputs, padding, mode = case
+    attrs = {"out_channels": outputs, "kernel": 3, "padding": padding, "padding_mode": mode}
+    nodes = (
+        Node("n", "norm", ("x",), {"kind": "batch", "eps": 0.25}),
+        Node("r", "activation", ("n",), {"kind": "relu"}),
+        Node("y", "conv", ("r",), attrs),
+    )
+    rng = np.random.default_rng(1)
+    graph = image_graph(inputs, *nodes)
+    weights = random_weights(graph)
+    weights["n.weight"] = np.geomspace(0.01, 10, inputs).astype(np.float32)  # a range for each
+    weights["n.bias"] = (weights["n.weight"] * rng.uniform(-1, 3, inputs)).astype(np.float32)
+    x = rng.normal(size=(images, inputs, height, width))
+    spread = np.sqrt(weights["n.running_var"] + 0.25)[:, None, None]
+    x = x * spread + weights["n.running_mean"][:, None, None]
+    return graph, weights, x.astype(np.float32)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", WINOGRAD, ids=str)
+def test_winograd_error(isa: str, case: tuple) -> None:
+    need_isa(isa)
+    from fastgen.backends.cpu import Runner
+
+    graph, weights, x = _behind_a_norm(case)
+    (expected,) = torch_reference(graph, weights, {"x": x}).values()
+    results = [Runner(graph, weights, 2, i, "int8").run(x) for i in ("scalar", isa)]
+    # Against the map's own variation: a bias is no signal.
+    signal = (expected - expected.mean((2, 3), keepdims=True)).std()
+    decibels = 20 * np.log10(signal / (results[1] - expected).std())
+    # Points rounded to bytes: a direct convolution of bytes would be at 36 and more, of float32
+    # above 100; a wrong centre, scale or point far below.
+    assert 26 < decibels < 60
+    # The same sums of bytes everywhere, but for bytes that rounding takes the other way.
+    difference = np.abs(results[0] - results[1])
+    assert np.quantile(difference, 0.95) <= 2e-6 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_random_graphs(isa: str) -> None:
     need_isa(isa)

@@ -29,7 +29,7 @@ class Program:
 
     Attributes:
         name: what the table calls it.
-        precision: ``"fp32"``, ``"bf16"`` or ``"int8"``: decides what it is compared with, and the gate.
+        precision: ``"fp32"``, ``"bf16"`` or ``"int8"``: what it is compared with, and its gate.
         build: (checkpoint, input, threads) -> what runs it.
         packages: what must be installed to import it.
     """
@@ -152,7 +152,9 @@ def _openvino_int8(ckpt: Checkpoint, x: np.ndarray, threads: int) -> Call:
     model = onnx_model(ckpt.graph, ckpt.weights, _shape(x)).SerializeToString()
     core = openvino.Core()
     # Ranges of the very picture that is measured, and of its mirror images: the best it can get.
-    photos = [np.ascontiguousarray(x[..., ::down, ::across]) for down in (1, -1) for across in (1, -1)]
+    photos = [
+        np.ascontiguousarray(x[..., ::down, ::across]) for down in (1, -1) for across in (1, -1)
+    ]
     quantised = nncf.quantize(
         core.read_model(model, b""), nncf.Dataset(photos), subset_size=len(photos)
     )

@@ -43,7 +43,11 @@ Conv::Conv(ConvSpec spec, const Kernels& isa) : spec_(std::move(spec)), isa_(&is
   }
   bias_.resize(out_blocks * kBlock);
   std::copy(spec_.bias.begin(), spec_.bias.end(), bias_.data());
-  winograd_ ? winograd_weights() : int8_ ? pack_quads() : bf16_ ? pack_pairs() : pack_weights();
+  if (int8_) {
+    winograd_ ? winograd_int8_weights() : pack_quads();
+  } else {
+    winograd_ ? winograd_weights() : bf16_ ? pack_pairs() : pack_weights();
+  }
 }
 
 void Conv::check() {
@@ -60,11 +64,7 @@ void Conv::check() {
   require(!spec_.phases.empty() && spec_.phases.size() <= 4096, l + ": has no taps");
   require(spec_.bias.empty() || spec_.bias.size() == static_cast<size_t>(spec_.outputs),
           l + ": bias has the wrong size");
-  require(spec_.quant.size() == spec_.zero.size() &&
-              (spec_.quant.empty() || spec_.quant.size() == static_cast<size_t>(spec_.inputs)),
-          l + ": activation ranges have the wrong size");
-  for (float q : spec_.quant) require(q > 0 && q <= 1e30f, l + ": activation range is not finite");
-  for (float z : spec_.zero) require(z >= 0 && z <= 255, l + ": activation zero is not a byte");
+  check_int8();
   for (const PhaseSpec& p : spec_.phases) {
     require(p.kh >= 0 && p.kh <= 255 && p.kw >= 0 && p.kw <= 255 && std::abs(p.dy) <= 4096 &&
                 std::abs(p.dx) <= 4096 && p.ry >= 0 && p.rx >= 0 && p.ry < spec_.out_stride &&
@@ -89,41 +89,6 @@ void Conv::span() {
     any = true;
   }
   if (any) span_y_ = high_y - low_y_, span_x_ = high_x - low_x_;
-}
-
-// Nearest x2, then 3x3: four 2x2 convolutions of the small map, one for each output parity.
-// An even row reads the small rows (i-1, i, i), an odd one (i, i, i+1); taps that meet the same row
-// add up. Reflection of the large map by one pixel repeats the small map's border.
-void Conv::split_upsampling() {
-  std::vector<ViewOp>& views = spec_.source.views;
-  if (views.empty() || views.back().kind != ViewOp::kUpsample || views.back().left != 2 ||
-      spec_.phases.size() != 1 || spec_.stride != 1 || spec_.out_stride != 1 || spec_.small ||
-      spec_.flat)
-    return;
-  const PhaseSpec whole = std::move(spec_.phases[0]);
-  if (whole.kh != 3 || whole.kw != 3 || whole.dy != -1 || whole.dx != -1) {
-    spec_.phases[0] = whole;
-    return;
-  }
-  spec_.phases.clear();
-  for (int ry = 0; ry < 2; ++ry)
-    for (int rx = 0; rx < 2; ++rx) {
-      PhaseSpec part{2, 2, ry - 1, rx - 1, ry, rx, {}};
-      part.weights.resize(whole.weights.size() / 9 * 4);
-      for (size_t channel = 0; channel < whole.weights.size() / 9; ++channel) {
-        double sums[2][2] = {};
-        for (int y = 0; y < 3; ++y)
-          for (int x = 0; x < 3; ++x)
-            sums[(y + 1 - ry) / 2][(x + 1 - rx) / 2] +=
-                double{whole.weights[channel * 9 + y * 3 + x]};
-        for (int tap = 0; tap < 4; ++tap)
-          part.weights[channel * 4 + tap] = static_cast<float>(sums[tap / 2][tap % 2]);
-      }
-      spec_.phases.push_back(std::move(part));
-    }
-  views.pop_back();
-  spec_.out_stride = 2;
-  if (spec_.pad_mode == 1) spec_.pad_mode = 2;
 }
 
 void Conv::pack_weights() {
@@ -171,7 +136,11 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
   const std::string& label = spec_.label;
   out->domain_rows = ceil_div(s.out.h, spec_.out_stride);
   out->domain_columns = ceil_div(s.out.w, spec_.out_stride);
-  winograd_ ? winograd_plan(s, threads, out) : direct_plan(s, threads, out);
+  if (winograd_) {
+    int8_ ? winograd_int8_plan(s, threads, out) : winograd_plan(s, threads, out);
+  } else {
+    direct_plan(s, threads, out);
+  }
   const int64_t parities = winograd_ ? spec_.stride : 1;
   const int64_t rows = window(out->domain_rows, span_y_, winograd_rows_) * parities;
   const int64_t columns = window(out->domain_columns, span_x_, winograd_) * parities;
@@ -443,13 +412,14 @@ void Conv::tile(const ConvCall& c, int64_t item, int thread) const {
   float* panel = c.panels + thread * c.panel_stride;
   const PackArgs a = pack_args(c, t, panel, c.copy.data && chunk == 0);
   if (!in_place(c)) int8_ ? isa_->pack_int8(a) : isa_->pack(a);
+  if (winograd_ && int8_) return winograd_int8_tile(c, t, a);
   if (winograd_) {
     for (int parity = 1; parity < spec_.stride * spec_.stride; ++parity) pack_parity(p, a, parity);
     return winograd_tile(c, t, a);
   }
   if (spec_.small)
-    return small_phase(
-        c, t, a, panel + p.panel_floats - int8_line(p) - align16(4 * (p.tile_columns + 256)));
+    return small_phase(c, t, a,
+                       panel + p.panel_floats - int8_line(p) - align16(4 * (p.tile_columns + 256)));
   int64_t done = 0;
   for (const Phase& phase : phases_) blocked_phase(c, phase, t, a, &done);
 }

@@ -101,16 +101,16 @@ class Conv {
   }
 
   // conv_int8.cpp
+  void check_int8() const;
   bool fits_int8() const;
   void pack_quads();
   void write_scales(float scale, float zero, float* to) const;
   std::vector<float> frame_scales(const ConvCall& c) const;
   void range(const ConvCall& c, int64_t item, float* panel, float* low, float* high) const;
-  void small_int8(const SmallArgs& s, const PackArgs& pack, int64_t row,
-                  const float* scales) const;
+  void small_int8(const SmallArgs& s, const PackArgs& pack, int64_t row, const float* scales) const;
   void int8_pack_args(const ConvCall& c, int64_t image, PackArgs* a) const;
   int64_t int8_line(const StepPlan& p) const {  // floats of a row of the window
-    return int8_ ? (window(p.tile_columns, span_x_, 0) + 1) * kBlock : 0;
+    return int8_ ? (window(p.tile_columns, span_x_, winograd_) + 1) * kBlock : 0;
   }
   int64_t padded_inputs() const { return blocks_of(spec_.inputs) * kBlock; }
   int64_t padded_outputs() const { return blocks_of(spec_.outputs) * kBlock; }
@@ -118,6 +118,15 @@ class Conv {
   int64_t phase_scales(size_t phase) const {
     return 2 * padded_inputs() + 2 * static_cast<int64_t>(phase) * padded_outputs();
   }
+
+  // winograd_int8.cpp
+  struct Scratch;
+  bool fits_winograd_int8() const;
+  void winograd_int8_weights();
+  int64_t winograd_int8_element(int64_t tiles) const;
+  Scratch winograd_int8_scratch(const StepPlan& plan) const;
+  void winograd_int8_plan(const ConvShape& shape, int threads, StepPlan* out) const;
+  void winograd_int8_tile(const ConvCall& c, const Tile& t, const PackArgs& pack) const;
 
   // winograd.cpp
   struct Scratch {
@@ -150,6 +159,8 @@ class Conv {
   bool int8_ = false;                     // products of bytes
   Weights int8_scales_;                   // as ConvCall::int8, for inputs with scale 1 and zero 0
   std::vector<float> int8_sums_;          // for each phase and output: of weights
+  int16_t point_scale_[16] = {};          // of Winograd tiles of bytes, and what is subtracted at
+  std::vector<int16_t> centre_;           // their point (1, 1): see Winograd2Input
   int winograd_ = 0, winograd_rows_ = 0;  // outputs of a Winograd tile, or 0: not worth it
 };
 

@@ -26,6 +26,19 @@ int32_t four_bytes(const int (&v)[4]) {
 
 }  // namespace
 
+void Conv::check_int8() const {
+  const std::string& l = spec_.label;
+  require(spec_.quant.size() == spec_.zero.size() &&
+              (spec_.quant.empty() || spec_.quant.size() == static_cast<size_t>(spec_.inputs)),
+          l + ": activation ranges have the wrong size");
+  for (const std::vector<float>* v : {&spec_.mean, &spec_.spread}) {
+    require(v->empty() || v->size() == spec_.quant.size(), l + ": spreads have the wrong size");
+    for (float x : *v) require(x >= 0 && x <= 255, l + ": mean or spread is not that of bytes");
+  }
+  for (float q : spec_.quant) require(q > 0 && q <= 1e30f, l + ": activation range is not finite");
+  for (float z : spec_.zero) require(z >= 0 && z <= 255, l + ": activation zero is not a byte");
+}
+
 bool Conv::fits_int8() const {
   return !spec_.flat && std::all_of(spec_.phases.begin(), spec_.phases.end(), [&](const auto& p) {
     return int64_t{spec_.inputs} * p.kh * p.kw < kMostProducts;
@@ -116,7 +129,8 @@ void Conv::write_scales(float quant, float zero, float* to) const {
       const int64_t at = phase_scales(p) + o;
       const float scale = int8_scales_.data()[at] / quant;
       to[at] = scale;
-      to[at + padded_outputs()] = bias_.data()[o] - scale * zero * int8_sums_[p * padded_outputs() + o];
+      to[at + padded_outputs()] =
+          bias_.data()[o] - scale * zero * int8_sums_[p * padded_outputs() + o];
     }
 }
 
@@ -175,6 +189,12 @@ void Conv::int8_pack_args(const ConvCall& c, int64_t image, PackArgs* a) const {
   if (a->format == kPanelPlanar) {
     a->dst_row = (ceil_div(a->cols, kBlock) + 1) * kBlock * 4;
     a->dst_block = a->rows * a->dst_row;
+  }
+  a->dst_pixel = kBlock;
+  if (winograd_) {  // all channels of a pixel lie side by side
+    a->dst_pixel = padded_inputs();
+    a->dst_row = a->cols * a->dst_pixel;
+    a->dst_block = kBlock;
   }
   if (!c.int8) return;  // the ranges are not known yet
   a->quant = c.int8 + image * c.int8_image;

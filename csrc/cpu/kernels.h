@@ -57,15 +57,16 @@ struct PackArgs {
   // pack_int8: dst are bytes, y*quant + zero rounded and held to 0..255, per channel (padded to
   // whole blocks). kPanel4 is [row][x][channels], kPanelPlanar [4 channels][row][x][4].
   const float *quant, *zero;
-  float* line;  // room for a row of floats: [cols][16]
+  int64_t dst_pixel;  // of kPanel16: 16 or, with dst_block 16, all channels
+  float* line;        // room for a row of floats: [cols][16]
 };
 
 // One register tile: `pixels` neighbouring outputs of one row times up to two channel blocks. Panel
 // and weights are float32; those of micro_bf16 bfloat16, the weights in pairs of inputs:
 // [block of inputs][ky][kx][pair][nb*16][2]. An odd last input is paired with the one before it,
-// whose weight is zero there; only a single one with what follows it. Those of micro_int8 are bytes,
-// the weights in fours of inputs, [block of inputs][ky][kx][four][nb*16][4], with zeros behind the
-// last input; the result is sum*scale + bias.
+// whose weight is zero there; only a single one with what follows it. Those of micro_int8 are
+// bytes, the weights in fours of inputs, [block of inputs][ky][kx][four][nb*16][4], with zeros
+// behind the last input; the result is sum*scale + bias.
 struct MicroArgs {
   const void* panel;    // first pixel, first tap
   const void* weights;  // [block of inputs][ky][kx][input][nb*16]
@@ -120,6 +121,17 @@ struct WinogradInput {
   int blocks, tiles_y, tiles_x, m_y, m_x, n_y;
   int bf16;   // of out, else float
   void* out;  // [n_y*6][block][tile][16]
+  int64_t out_element;
+};
+
+// F(2x2,3x3) of bytes, see winograd_int8.inl.
+struct Winograd2Input {
+  const uint8_t* panel;  // window, [row][x][channels]
+  int64_t panel_row;
+  int channels, tiles_y, tiles_x;  // channels: a multiple of 16, at least 32
+  const int16_t* scale;            // of each point, times 2^15
+  const int16_t* centre;           // per channel, subtracted at point (1, 1)
+  uint8_t* out;                    // [16][tile][channels]
   int64_t out_element;
 };
 
@@ -246,6 +258,8 @@ struct Kernels {
   void (*pack_int8)(const PackArgs&);
   void (*micro_int8)(const MicroArgs&, int pixels, int nb);
   void (*small_int8)(const SmallInt8Args&);
+  void (*winograd2_input)(const Winograd2Input&);
+  void (*winograd2_output)(const WinogradOutput&);
 };
 
 const Kernels* kernels_scalar();

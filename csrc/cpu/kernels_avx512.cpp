@@ -27,6 +27,7 @@ namespace {
 #include "pack.inl"
 #include "pack_int8.inl"
 #include "winograd.inl"
+#include "winograd_int8.inl"
 }  // namespace
 
 const Kernels* kernels_avx512() {
@@ -53,7 +54,9 @@ const Kernels* kernels_avx512() {
                                     join,
                                     pack_int8,
                                     micro_int8,
-                                    small_int8};
+                                    small_int8,
+                                    winograd2_input,
+                                    winograd2_output};
   return &table;
 }
 

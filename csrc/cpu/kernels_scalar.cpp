@@ -34,6 +34,7 @@ namespace {
 #include "pack.inl"
 #include "pack_int8.inl"
 #include "winograd.inl"
+#include "winograd_int8.inl"
 }  // namespace
 
 const Kernels* kernels_scalar() {
@@ -60,7 +61,9 @@ const Kernels* kernels_scalar() {
                                     join,
                                     pack_int8,
                                     micro_int8,
-                                    small_int8};
+                                    small_int8,
+                                    winograd2_input,
+                                    winograd2_output};
   return &table;
 }
 

@@ -123,6 +123,10 @@ inline MicroInt8Fn micro_int8_stride(int pixels, int stride) {
       return micro_int8_pick<NB, 16>(pixels, sequence);
     case 32:
       return micro_int8_pick<NB, 32>(pixels, sequence);
+    case 64:
+      return micro_int8_pick<NB, 64>(pixels, sequence);
+    case 128:
+      return micro_int8_pick<NB, 128>(pixels, sequence);
     default:
       break;
   }

@@ -22,8 +22,8 @@ inline void store_bytes(uint8_t* p, vf x) {
 #endif
 }
 
-// Where a row of the panel begins in `line`, one pixel after the other.
-inline void quantise_row(const PackArgs& a, int c0, int y, uint8_t* dst) {
+// The row in `line` as bytes, and its part of the copy.
+inline void quantise_row(const PackArgs& a, int c0, int y, uint8_t* dst, int64_t pixel) {
   vf quant[VPB], zero[VPB];
   for (int j = 0; j < VPB; ++j) {
     quant[j] = load(a.quant + c0 + j * VL);
@@ -32,7 +32,7 @@ inline void quantise_row(const PackArgs& a, int c0, int y, uint8_t* dst) {
   const float* line = a.line;
   for (int x = 0; x < a.cols; ++x)
     for (int j = 0; j < VPB; ++j)
-      store_bytes(dst + x * kBlock + j * VL, load(line + x * kBlock + j * VL) * quant[j] + zero[j]);
+      store_bytes(dst + x * pixel + j * VL, load(line + x * kBlock + j * VL) * quant[j] + zero[j]);
   if (!a.store || y < a.store_y0 || y >= a.store_y1) return;
   float* out = a.store + c0 / kBlock * a.store_block + a.src_y[y] * a.store_row;
   for (int x = a.store_x0; x < a.store_x1; ++x)
@@ -62,12 +62,12 @@ void pack_int8_blocks(const PackArgs& a) {
       uint8_t* dst = static_cast<uint8_t*>(a.dst) + y * a.dst_row;
       load_line<MODE, T>(row, b, y);
       if (!planar) {
-        quantise_row(a, b * kBlock, y, dst + b * a.dst_block);
+        quantise_row(a, b * kBlock, y, dst + b * a.dst_block, a.dst_pixel);
         continue;
       }
       // The bytes take the place of the floats that they come from, then their fours part.
       uint8_t* bytes = reinterpret_cast<uint8_t*>(a.line);
-      quantise_row(a, b * kBlock, y, bytes);
+      quantise_row(a, b * kBlock, y, bytes, kBlock);
       for (int q = 0; q < 4 && b * 4 + q < fours; ++q) {
         uint8_t* to = dst + (b * 4 + q) * a.dst_block;
         for (int x = 0; x < a.cols; ++x) __builtin_memcpy(to + x * 4, bytes + x * 16 + q * 4, 4);

@@ -12,9 +12,9 @@ namespace {
 constexpr int kPoints = 16, kLeast = 32;
 constexpr int64_t kTilesAcross = 8, kTilesDown = 8;
 // How far a point's byte reaches, in standard deviations of the point, where neighbouring pixels
-// correlate by kCorrelation; and how many standard deviations 0..255 of the input are: see
-// fastgen/backends/_quantize.py.
-constexpr double kReach = 7, kCorrelation = 0.4, kSpreads = 18, kSpreadsPositive = 9;
+// correlate by kCorrelation. The values behind a ReLU are the upper half of a distribution whose
+// spread is kWhole times theirs.
+constexpr double kReach = 6.5, kCorrelation = 0.4, kWhole = 1.7;
 
 // Rows of B^T: the input's weights of a point along an axis.
 constexpr int kInput[4][4] = {{-1, 0, 1, 0}, {0, 1, 1, 0}, {0, -1, 1, 0}, {0, -1, 0, 1}};
@@ -36,12 +36,12 @@ void line(const double* g, int stride, double* y, int out) {
 
 }  // namespace
 
-// Ranges found frame by frame are of the input, not of its transform's points.
+// A point that sums four pixels needs a centre: ranges alone do not tell what to make room for.
 bool Conv::fits_winograd_int8() const {
   const PhaseSpec& p = spec_.phases[0];
-  return int8_ && !spec_.quant.empty() && spec_.phases.size() == 1 && p.kh == 3 && p.kw == 3 &&
-         spec_.stride == 1 && spec_.out_stride == 1 && !spec_.small && spec_.inputs >= kLeast &&
-         spec_.outputs >= kLeast;
+  return int8_ && !spec_.mean.empty() && !spec_.spread.empty() && spec_.phases.size() == 1 &&
+         p.kh == 3 && p.kw == 3 && spec_.stride == 1 && spec_.out_stride == 1 && !spec_.small &&
+         spec_.inputs >= kLeast && spec_.outputs >= kLeast;
 }
 
 void Conv::winograd_int8_weights() {
@@ -60,10 +60,13 @@ void Conv::winograd_int8_weights() {
   double factor[kPoints];  // of a point on its way to a byte
   const bool positive =
       std::all_of(spec_.zero.begin(), spec_.zero.end(), [](float z) { return z == 0; });
-  const double unit = 255 / (positive ? kSpreadsPositive : kSpreads);
+  double square = 0;
+  for (float x : spec_.spread) square += double{x} * x;
+  const double unit = std::max(std::sqrt(square / spec_.inputs), 0.5) * (positive ? kWhole : 1);
   for (int e = 0; e < kPoints; ++e) {
     const double wanted = 127 / (kReach * unit * spread(e / 4) * spread(e % 4));
-    const auto scale = static_cast<int16_t>(std::clamp(std::nearbyint(wanted * 32768), 1.0, 32767.0));
+    const auto scale =
+        static_cast<int16_t>(std::clamp(std::nearbyint(wanted * 32768), 1.0, 32767.0));
     point_scale_[e] = scale;
     factor[e] = scale / 32768.0;
   }
@@ -71,8 +74,8 @@ void Conv::winograd_int8_weights() {
   for (int64_t i = 0; i < spec_.inputs; ++i) {
     scales[i] = spec_.quant[i];
     scales[padded_inputs() + i] = spec_.zero[i];
-    // What zero becomes at the point that sums four pixels; at the others it cancels.
-    centre_[i] = static_cast<int16_t>(4 * std::nearbyint(spec_.zero[i]));
+    // What the mean becomes at the point that sums four pixels; at the others it cancels.
+    centre_[i] = static_cast<int16_t>(4 * std::nearbyint(spec_.mean[i]));
   }
   std::vector<double> points(kPoints * spec_.inputs);
   std::vector<int8_t> bytes(kPoints * fours * 4 * outputs);  // [point][four][output][4]
@@ -88,19 +91,20 @@ void Conv::winograd_int8_weights() {
     }
     for (int e = 0; e < kPoints; ++e) {
       const double* from = &points[e * spec_.inputs];
-      double largest = 0, sum = 0;
+      double largest = 0, sum = 0, offset = 0;
       for (int64_t i = 0; i < spec_.inputs; ++i) largest = std::max(largest, std::abs(from[i]));
       const double scale = largest / 127;
       for (int64_t i = 0; i < spec_.inputs && scale > 0; ++i) {
         const double v = std::clamp(std::nearbyint(from[i] / scale), -127.0, 127.0);
         bytes[((e * fours + i / 4) * outputs + o) * 4 + i % 4] = static_cast<int8_t>(v);
         sum += v;
+        offset += v * (centre_[i] - 4 * double{spec_.zero[i]});
       }
       float* to = scales + phase_scales(e) + o;
       to[0] = static_cast<float>(scale / factor[e]);
       // The output transform adds point (1, 1) to each of the four outputs, so it brings the bias.
-      to[outputs] = static_cast<float>(-128 * sum * scale / factor[e]) +
-                    (e == 5 ? bias_.data()[o] : 0.0f);
+      to[outputs] = static_cast<float>(-128 * sum * scale / factor[e] +
+                                       (e == 5 ? offset * scale + bias_.data()[o] : 0.0));
     }
   }
   int64_t first = 0;
@@ -118,8 +122,8 @@ void Conv::winograd_int8_weights() {
 Conv::Scratch Conv::winograd_int8_scratch(const StepPlan& p) const {
   const int64_t tiles = ceil_div(p.tile_rows, 2) * ceil_div(p.tile_columns, 2);
   Scratch s{};
-  s.panel = ceil_div(window(p.tile_rows, 3, 2) * window(p.tile_columns, 3, 2) * padded_inputs(), 64) *
-            16;
+  s.panel =
+      ceil_div(window(p.tile_rows, 3, 2) * window(p.tile_columns, 3, 2) * padded_inputs(), 64) * 16;
   s.v = kPoints * winograd_int8_element(tiles) / 4;
   s.m = kPoints * (tiles * 2 * kBlock + kBlock);
   s.rows = 2 * ceil_div(p.tile_columns, 2) * 2 * 2 * kBlock;
@@ -152,7 +156,8 @@ void Conv::winograd_int8_tile(const ConvCall& c, const Tile& t, const PackArgs& 
   uint8_t* v = reinterpret_cast<uint8_t*>(panel + s.panel);
   float* m = panel + s.panel + s.v;
   float* rows = m + s.m;
-  const int ty = static_cast<int>(ceil_div(t.rows, 2)), tx = static_cast<int>(ceil_div(t.columns, 2));
+  const int ty = static_cast<int>(ceil_div(t.rows, 2)),
+            tx = static_cast<int>(ceil_div(t.columns, 2));
   const int tiles = ty * tx;
   Winograd2Input in{};
   in.panel = static_cast<const uint8_t*>(pack.dst);

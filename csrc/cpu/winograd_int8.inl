@@ -4,6 +4,7 @@
 #include "half.inl"
 
 typedef int16_t vw __attribute__((vector_size(VL * 4)));  // 2*VL lanes
+typedef int16_t vwu __attribute__((vector_size(VL * 4), aligned(2), may_alias));
 typedef uint8_t vb2 __attribute__((vector_size(VL * 2)));
 typedef uint8_t vb2u __attribute__((vector_size(VL * 2), aligned(1), may_alias));
 typedef int32_t vw2 __attribute__((vector_size(VL * 8)));
@@ -38,7 +39,7 @@ void winograd2_input(const Winograd2Input& a) {
   constexpr int LANES = 2 * VL;
   for (int c = 0; c < a.channels; c += LANES) {
     const int c0 = c + LANES <= a.channels ? c : a.channels - LANES;  // again, not too far
-    const vw centre = *reinterpret_cast<const vw*>(__builtin_assume_aligned(a.centre + c0, 2));
+    const vw centre = *reinterpret_cast<const vwu*>(a.centre + c0);
     for (int ty = 0; ty < a.tiles_y; ++ty) {
       const uint8_t* row = a.panel + 2 * ty * a.panel_row + c0;
       vw down[4][4];  // columns; two of them belong to the next tile, too

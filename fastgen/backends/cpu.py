@@ -343,7 +343,11 @@ def plan_values(
 def _set_ranges(lowered: _steps.Lowered, spans: Mapping[str, _quantize.Span]) -> None:
     for step in lowered.steps:
         if isinstance(step, _steps.ConvStep) and step.label in spans:
-            step.quant, step.zero = _quantize.levels(spans[step.label])
+            span = spans[step.label]
+            step.quant, step.zero = _quantize.levels(span)
+            if span.mean is not None and span.spread is not None:
+                step.mean = np.clip(span.mean * step.quant + step.zero, 0, 255)
+                step.spread = np.clip(span.spread * step.quant, 0, 255)
 
 
 def _build(engine: Any, lowered: _steps.Lowered, precision: str = "fp32") -> None:
