@@ -11,8 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from test_cpu_random import graphs
 
-from fastgen import metrics, models
-from fastgen.backends import ImageIO
+from fastgen import models
 from fastgen.errors import CheckpointError, GraphError
 from fastgen.graph import Dim, Graph, Input, Node
 
@@ -45,7 +44,12 @@ def _graph(case: tuple) -> Graph:
     _, inputs, _, _, outputs, kernel, stride, padding, mode, upsample = case
     attrs = {"out_channels": outputs, "kernel": kernel, "stride": stride}
     attrs |= {"padding": padding, "padding_mode": mode}
-    nodes = [Node("u", "upsample", ("x",), {"scale": upsample})] if upsample > 1 else []
+    nodes = []
+    if upsample > 1:  # the pool leaves its map in blocks, which is then read through a view
+        nodes = [
+            Node("p", "pool", ("x",), {"kind": "max", "kernel": 1, "stride": 1}),
+            Node("u", "upsample", ("p",), {"scale": upsample}),
+        ]
     return image_graph(inputs, *nodes, Node("c", "conv", ("u" if nodes else "x",), attrs))
 
 
@@ -263,7 +267,8 @@ def test_a_graph_without_convolutions_and_other_layers() -> None:
     nodes = (
         Node("g", "conv", ("x",), attrs),
         Node("p", "pool", ("g",), {"kind": "global_avg"}),
-        Node("y", "linear", ("p",), {"out_features": 3}),
+        Node("v", "reshape", ("p",), {"shape": [4]}),
+        Node("y", "linear", ("v",), {"out_features": 3}),
     )
     graph = image_graph(4, *nodes)
     weights = random_weights(graph)
@@ -275,16 +280,15 @@ def test_sums_that_int32_does_not_hold_stay_float32() -> None:
     from fastgen.backends import cpu
 
     attrs = {"out_channels": 5, "kernel": 3, "padding": 1}
-    for inputs, exact in ((7360, False), (7376, True)):  # 2^31 / (255*127) = 66311 products
+    for inputs, same in ((7360, False), (7376, True)):  # 2^31 / (255*127) is 66311 products
         shape = (Dim("N"), inputs, Dim("H", 1, 3), Dim("W", 1, 3))
         graph = Graph("wide", (Input("x", shape),), (Node("y", "conv", ("x",), attrs),), {"y": "y"})
         weights = {"y.weight": np.ones((5, inputs, 3, 3), np.float32), "y.bias": np.zeros(5)}
-        x = np.full((1, inputs, 3, 3), 0.7, np.float32)
-        x[0, 0, 0, 0] = 1
-        got = cpu.compile(graph, weights, "int8").run(x)[0, 0, 1, 1]
-        wanted = 0.7 * (inputs * 9 - 1) + 1
-        assert abs(got - wanted) < wanted * (1e-5 if exact else 3e-3)
-        assert (abs(got - wanted) < wanted * 1e-5) == exact
+        x = np.random.default_rng(0).uniform(0.9, 1, (1, inputs, 3, 3)).astype(np.float32)
+        got = cpu.compile(graph, weights, "int8").run(x)
+        exact = x.astype(np.float64).sum()
+        assert abs(got[0, 0, 1, 1] - exact) < 3e-3 * exact
+        assert np.array_equal(got, cpu.compile(graph, weights, "fp32").run(x)) == same
 
 
 def test_wrong_ranges() -> None:
@@ -329,19 +333,15 @@ def test_it_says_where_it_gains_nothing(isa: str, monkeypatch: pytest.MonkeyPatc
     assert cpu.auto_precision()[0] != "int8"
 
 
-@pytest.mark.parametrize("kind", ["instance", "batch"])
 @pytest.mark.parametrize("model", sorted(models.list_models()))
-def test_models_on_a_photo(model: str, kind: str) -> None:
+def test_models(model: str) -> None:
     """Random weights are harder than trained ones: nothing they compute is redundant."""
     from fastgen.backends import cpu
 
-    graph = models.create(model, width=8, norm=kind)
+    graph = models.create(model, width=8, norm="instance")
     weights = random_weights(graph)
-    rng = np.random.default_rng(3)
-    coarse = torch.from_numpy(rng.random((1, 3, 12, 16), np.float32))
-    photo = F.interpolate(coarse, (96, 128), mode="bicubic").clamp(0, 1)
-    photo = photo.permute(0, 2, 3, 1).numpy()
-    io = ImageIO(output_range=(-4.0, 4.0))
-    ours = cpu.compile(graph, weights, "int8", 1, {"image": (0, 255)}).run(photo, io)[0]
-    exact = cpu.compile(graph, weights, "fp32", 1).run(photo, io)[0]
-    assert metrics.psnr(ours * 255, exact * 255) > 25
+    coarse = np.random.default_rng(3).uniform(0, 255, (1, 3, 12, 16)).astype(np.float32)
+    photo = F.interpolate(torch.from_numpy(coarse), (96, 128), mode="bicubic").clamp(0, 255)
+    ours = cpu.compile(graph, weights, "int8", 1, {"image": (0, 255)}).run(photo.numpy())
+    exact = cpu.compile(graph, weights, "fp32", 1).run(photo.numpy())
+    assert 15 < 20 * np.log10(exact.std() / (ours - exact).std()) < 45

@@ -147,16 +147,13 @@ def _openvino_int8(ckpt: Checkpoint, x: np.ndarray, threads: int) -> Call:
     import nncf
     import openvino
 
-    from benchmarks.peers.to_onnx import onnx_model
-
-    model = onnx_model(ckpt.graph, ckpt.weights, _shape(x)).SerializeToString()
     core = openvino.Core()
     # Ranges of the very picture that is measured, and of its mirror images: the best it can get.
     photos = [
         np.ascontiguousarray(x[..., ::down, ::across]) for down in (1, -1) for across in (1, -1)
     ]
     quantised = nncf.quantize(
-        core.read_model(model, b""), nncf.Dataset(photos), subset_size=len(photos)
+        core.read_model(_onnx(ckpt, x), b""), nncf.Dataset(photos), subset_size=len(photos)
     )
     config = {
         "PERFORMANCE_HINT": "LATENCY",

@@ -75,6 +75,33 @@ void pack_int8_blocks(const PackArgs& a) {
     }
 }
 
+// At most 4 planes as they are, VL columns of each at a time.
+template <class T>
+void pack_int8_planes(const PackArgs& a) {
+  for (int y = 0; y < a.rows; ++y) {
+    uint8_t* dst = static_cast<uint8_t*>(a.dst) + y * a.dst_row;
+    for (int c = 0; c < a.channels; ++c) {
+      const vf quant = splat(a.quant[c]), zero = splat(a.zero[c] - 128.0f);
+      const T* src = static_cast<const T*>(a.src.data) + c * a.src.block + a.src_y[y] * a.src.row;
+      for (int x = 0; x < a.cols; x += VL) {
+        const int n = a.cols - x < VL ? a.cols - x : VL;
+        const int32_t* xs = a.src_x + x;
+        vf v{};
+        if (a.src_y[y] < 0) {
+        } else if (n == VL && a.src.pixel == 1 && xs[0] >= 0 && xs[VL - 1] - xs[0] == VL - 1) {
+          v = load_as(src + xs[0]);  // as in fetch_tile: a run
+        } else {
+          for (int i = 0; i < n; ++i)
+            if (xs[i] >= 0) v[i] = load_one(src + xs[i] * a.src.pixel);
+        }
+        uint8_t bytes[VL];
+        store_bytes(bytes, v * quant + zero);
+        for (int i = 0; i < n; ++i) dst[(x + i) * a.channels + c] = bytes[i];
+      }
+    }
+  }
+}
+
 // At most 4 channels: rows of [x][4] floats lose what is behind their last channel.
 template <class T>
 void pack_int8_few(const PackArgs& a) {
@@ -88,6 +115,7 @@ void pack_int8_few(const PackArgs& a) {
     quant[i] = i % 4 < a.channels ? a.quant[i % 4] : 0.0f;
     zero[i] = i % 4 < a.channels ? a.zero[i % 4] - 128.0f : 0.0f;
   }
+  if (a.src.planar && !a.scale && !a.pre && !a.combine && !a.post) return pack_int8_planes<T>(a);
   for (int i = 0; i < a.cols * 4; i += VL) store(a.line + i, vf{});  // channels that nothing fills
   for (int y = 0; y < a.rows; ++y) {
     row.src_y = a.src_y + y;
