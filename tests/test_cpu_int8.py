@@ -195,17 +195,18 @@ def _behind_a_norm(case: tuple) -> tuple[Graph, dict[str, np.ndarray], np.ndarra
 @pytest.mark.parametrize("case", WINOGRAD, ids=str)
 def test_winograd_error(isa: str, case: tuple) -> None:
     need_isa(isa)
-    from fastgen.backends.cpu import Runner
+    from fastgen.backends.cpu import Runner, _extension
 
     graph, weights, x = _behind_a_norm(case)
     (expected,) = torch_reference(graph, weights, {"x": x}).values()
-    results = [Runner(graph, weights, 2, i, "int8").run(x) for i in ("scalar", isa)]
+    simplest = _extension().isa_available()[-1]
+    results = [Runner(graph, weights, 2, i, "int8").run(x) for i in (simplest, isa)]
     # Against the map's own variation: a bias is no signal.
     signal = (expected - expected.mean((2, 3), keepdims=True)).std()
     decibels = 20 * np.log10(signal / (results[1] - expected).std())
-    # Points rounded to bytes: a direct convolution of bytes would be at 36 and more, of float32
-    # above 100; a wrong centre, scale or point far below.
-    assert 26 < decibels < 60
+    # Points rounded to bytes, of channels with spreads of 0.01 to 10: 27 dB. float32 would be
+    # above 100; a wrong centre, scale or point is below 20.
+    assert 24 < decibels < 36
     # The same sums of bytes everywhere, but for bytes that rounding takes the other way.
     difference = np.abs(results[0] - results[1])
     assert np.quantile(difference, 0.95) <= 2e-6 * np.abs(expected).max()

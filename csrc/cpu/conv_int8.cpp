@@ -32,7 +32,8 @@ void Conv::check_int8() const {
               (spec_.quant.empty() || spec_.quant.size() == static_cast<size_t>(spec_.inputs)),
           l + ": activation ranges have the wrong size");
   for (const std::vector<float>* v : {&spec_.mean, &spec_.spread}) {
-    require(v->empty() || v->size() == spec_.quant.size(), l + ": spreads have the wrong size");
+    require(v->size() == spec_.mean.size() && (v->empty() || v->size() == spec_.quant.size()),
+            l + ": spreads have the wrong size");
     for (float x : *v) require(x >= 0 && x <= 255, l + ": mean or spread is not that of bytes");
   }
   for (float q : spec_.quant) require(q > 0 && q <= 1e30f, l + ": activation range is not finite");

@@ -36,12 +36,15 @@ void line(const double* g, int stride, double* y, int out) {
 
 }  // namespace
 
-// A point that sums four pixels needs a centre: ranges alone do not tell what to make room for.
+// Only behind a ReLU (every zero is 0): its bytes are twice as fine as those of signed values, and
+// what a residual sum is rounded by stays in it to the end. A point that sums four pixels needs a
+// centre, so the range alone is not enough.
 bool Conv::fits_winograd_int8() const {
   const PhaseSpec& p = spec_.phases[0];
-  return int8_ && !spec_.mean.empty() && !spec_.spread.empty() && spec_.phases.size() == 1 &&
-         p.kh == 3 && p.kw == 3 && spec_.stride == 1 && spec_.out_stride == 1 && !spec_.small &&
-         spec_.inputs >= kLeast && spec_.outputs >= kLeast;
+  return int8_ && !spec_.mean.empty() && spec_.phases.size() == 1 && p.kh == 3 && p.kw == 3 &&
+         spec_.stride == 1 && spec_.out_stride == 1 && !spec_.small && spec_.inputs >= kLeast &&
+         spec_.outputs >= kLeast &&
+         std::all_of(spec_.zero.begin(), spec_.zero.end(), [](float z) { return z == 0; });
 }
 
 void Conv::winograd_int8_weights() {
@@ -58,11 +61,9 @@ void Conv::winograd_int8_weights() {
   int8_scales_.resize(phase_scales(kPoints));
   float* scales = int8_scales_.data();
   double factor[kPoints];  // of a point on its way to a byte
-  const bool positive =
-      std::all_of(spec_.zero.begin(), spec_.zero.end(), [](float z) { return z == 0; });
   double square = 0;
   for (float x : spec_.spread) square += double{x} * x;
-  const double unit = std::max(std::sqrt(square / spec_.inputs), 0.5) * (positive ? kWhole : 1);
+  const double unit = std::max(std::sqrt(square / spec_.inputs), 0.5) * kWhole;
   for (int e = 0; e < kPoints; ++e) {
     const double wanted = 127 / (kReach * unit * spread(e / 4) * spread(e % 4));
     const auto scale =
@@ -98,7 +99,7 @@ void Conv::winograd_int8_weights() {
         const double v = std::clamp(std::nearbyint(from[i] / scale), -127.0, 127.0);
         bytes[((e * fours + i / 4) * outputs + o) * 4 + i % 4] = static_cast<int8_t>(v);
         sum += v;
-        offset += v * (centre_[i] - 4 * double{spec_.zero[i]});
+        offset += v * centre_[i];
       }
       float* to = scales + phase_scales(e) + o;
       to[0] = static_cast<float>(scale / factor[e]);
