@@ -73,7 +73,7 @@ def precision_note(precision: str) -> str | None:
     isa = str(_extension().Engine(threads=1).isa)
     if precision != "int8" or isa in _INT8_ISAS:
         return None
-    return f"precision 'int8' gains nothing over fp32 with the instruction set {isa}: no AVX512_VNNI"
+    return f"precision 'int8' gains nothing over fp32 with {isa}, which has no AVX512_VNNI"
 
 
 def auto_precision() -> tuple[str, str]:
