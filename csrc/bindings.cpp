@@ -97,6 +97,10 @@ ConvSpec conv(const py::handle& o) {
     phase.weights = floats(weight);
     s.phases.push_back(std::move(phase));
   }
+  s.quant = floats(o.attr("quant"));
+  s.zero = floats(o.attr("zero"));
+  s.mean = floats(o.attr("mean"));
+  s.spread = floats(o.attr("spread"));
   s.bias = floats(o.attr("bias"));
   s.act = o.attr("act").cast<int>();
   s.slope = o.attr("slope").cast<float>();
@@ -207,13 +211,16 @@ PYBIND11_MODULE(_C, m) {
           py::arg("channels"), py::arg("scale") = py::none(), py::arg("shift") = py::none())
       .def(
           "add_conv",
-          [](Engine& e, const py::object& step, bool bf16) {
+          [](Engine& e, const py::object& step, bool bf16, bool int8) {
             ConvSpec spec = conv(step);
             if (bf16) spec.products = fastgen::kBFloat16;
+            if (int8) spec.products = fastgen::kInt8;
             e.add_conv(std::move(spec));
           },
-          py::arg("step"), py::arg("bf16") = false,
-          "bf16: products of factors rounded to bfloat16, summed in float32.")
+          py::arg("step"), py::arg("bf16") = false, py::arg("int8") = false,
+          "bf16: products of factors rounded to bfloat16, summed in float32; int8: of bytes, "
+          "summed "
+          "in int32.")
       .def("add_copy", [](Engine& e, const std::string& label, const py::object& from,
                           int out) { e.add_copy(label, source(from), out); })
       .def("add_stats", [](Engine& e, const std::string& label, int value,

@@ -61,11 +61,15 @@ struct ConvSpec {
   int stride = 1, out_stride = 1;
   int pad_mode = 0;  // 0 zeros, 1 reflect, 2 repeat the border
   std::vector<PhaseSpec> phases;
-  // Factors of the products: kFloat32, or rounded to kBFloat16; sums are float32 either way.
+  // Factors of the products: kFloat32, or rounded to kBFloat16; sums are float32 either way. Or
+  // kInt8, where there are enough products and few enough for a sum in int32 (else float32): bytes
+  // round(x*quant + zero) of the inputs meet weights with a scale for each output.
   // `fine`: Winograd convolutions of the latter take a third more products, for 4 dB less error.
   int products = kFloat32;
   bool fine = false;
-  std::vector<float> bias;  // per output, or empty
+  std::vector<float> quant, zero;   // per input of kInt8; empty: from the range of each image
+  std::vector<float> mean, spread;  // of an input's bytes, or empty: not known, so no Winograd
+  std::vector<float> bias;          // per output, or empty
   int act = 0;
   float slope = 0;
   NormSpec norm;

@@ -109,7 +109,7 @@ class Stylizer:
             threads = int(threads)
         ckpt = load_style(style)
         self._runner, why = backends.compile_graph(
-            backend, ckpt.graph, ckpt.weights, precision, threads
+            backend, ckpt.graph, ckpt.weights, precision, threads, ckpt.ranges
         )
         self._lock = threading.Lock()
         _live.add(self)

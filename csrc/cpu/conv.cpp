@@ -29,9 +29,10 @@ Conv::Conv(ConvSpec spec, const Kernels& isa) : spec_(std::move(spec)), isa_(&is
   const bool single = std::any_of(spec_.phases.begin(), spec_.phases.end(),
                                   [&](const PhaseSpec& p) { return p.kw * spec_.inputs == 1; });
   bf16_ = spec_.products == kBFloat16 && !single;
+  int8_ = spec_.products == kInt8 && fits_int8();
   split_upsampling();
   winograd_size();
-  rows_size();
+  if (!int8_) rows_size();
   if (spec_.small && !rows_) bf16_ = false;
   span();
   const int64_t out_blocks = blocks_of(spec_.outputs);
@@ -43,7 +44,11 @@ Conv::Conv(ConvSpec spec, const Kernels& isa) : spec_(std::move(spec)), isa_(&is
   }
   bias_.resize(out_blocks * kBlock);
   std::copy(spec_.bias.begin(), spec_.bias.end(), bias_.data());
-  winograd_ ? winograd_weights() : rows_ ? rows_weights() : bf16_ ? pack_pairs() : pack_weights();
+  if (int8_) {
+    winograd_ ? winograd_int8_weights() : pack_quads();
+  } else {
+    winograd_ ? winograd_weights() : rows_ ? rows_weights() : bf16_ ? pack_pairs() : pack_weights();
+  }
 }
 
 void Conv::check() {
@@ -60,6 +65,7 @@ void Conv::check() {
   require(!spec_.phases.empty() && spec_.phases.size() <= 4096, l + ": has no taps");
   require(spec_.bias.empty() || spec_.bias.size() == static_cast<size_t>(spec_.outputs),
           l + ": bias has the wrong size");
+  check_int8();
   for (const PhaseSpec& p : spec_.phases) {
     require(p.kh >= 0 && p.kh <= 255 && p.kw >= 0 && p.kw <= 255 && std::abs(p.dy) <= 4096 &&
                 std::abs(p.dx) <= 4096 && p.ry >= 0 && p.rx >= 0 && p.ry < spec_.out_stride &&
@@ -84,41 +90,6 @@ void Conv::span() {
     any = true;
   }
   if (any) span_y_ = high_y - low_y_, span_x_ = high_x - low_x_;
-}
-
-// Nearest x2, then 3x3: four 2x2 convolutions of the small map, one for each output parity.
-// An even row reads the small rows (i-1, i, i), an odd one (i, i, i+1); taps that meet the same row
-// add up. Reflection of the large map by one pixel repeats the small map's border.
-void Conv::split_upsampling() {
-  std::vector<ViewOp>& views = spec_.source.views;
-  if (views.empty() || views.back().kind != ViewOp::kUpsample || views.back().left != 2 ||
-      spec_.phases.size() != 1 || spec_.stride != 1 || spec_.out_stride != 1 || spec_.small ||
-      spec_.flat)
-    return;
-  const PhaseSpec whole = std::move(spec_.phases[0]);
-  if (whole.kh != 3 || whole.kw != 3 || whole.dy != -1 || whole.dx != -1) {
-    spec_.phases[0] = whole;
-    return;
-  }
-  spec_.phases.clear();
-  for (int ry = 0; ry < 2; ++ry)
-    for (int rx = 0; rx < 2; ++rx) {
-      PhaseSpec part{2, 2, ry - 1, rx - 1, ry, rx, {}};
-      part.weights.resize(whole.weights.size() / 9 * 4);
-      for (size_t channel = 0; channel < whole.weights.size() / 9; ++channel) {
-        double sums[2][2] = {};
-        for (int y = 0; y < 3; ++y)
-          for (int x = 0; x < 3; ++x)
-            sums[(y + 1 - ry) / 2][(x + 1 - rx) / 2] +=
-                double{whole.weights[channel * 9 + y * 3 + x]};
-        for (int tap = 0; tap < 4; ++tap)
-          part.weights[channel * 4 + tap] = static_cast<float>(sums[tap / 2][tap % 2]);
-      }
-      spec_.phases.push_back(std::move(part));
-    }
-  views.pop_back();
-  spec_.out_stride = 2;
-  if (spec_.pad_mode == 1) spec_.pad_mode = 2;
 }
 
 void Conv::pack_weights() {
@@ -166,9 +137,11 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
   const std::string& label = spec_.label;
   out->domain_rows = ceil_div(s.out.h, spec_.out_stride);
   out->domain_columns = ceil_div(s.out.w, spec_.out_stride);
-  winograd_ ? winograd_plan(s, threads, out)
-  : rows_   ? rows_plan(s, threads, out)
-            : direct_plan(s, threads, out);
+  if (winograd_) {
+    int8_ ? winograd_int8_plan(s, threads, out) : winograd_plan(s, threads, out);
+  } else {
+    rows_ ? rows_plan(s, threads, out) : direct_plan(s, threads, out);
+  }
   const int64_t parities = winograd_ ? spec_.stride : 1;
   const int64_t rows = rows_ ? rows_window(out->domain_rows)
                              : window(out->domain_rows, span_y_, winograd_rows_) * parities;
@@ -222,6 +195,7 @@ void Conv::direct_plan(const ConvShape& s, int threads, StepPlan* out) const {
       align16(tile_rows * (ceil_div(tile_columns, kBlock) + 1) * kBlock * per_pixel + kSlack);
   if (spec_.small)  // its rows, before they are written in another order
     out->panel_floats += align16(4 * (out->tile_columns + 256));
+  out->panel_floats += int8_line(*out);
 }
 
 FinishArgs Conv::finish_args(const ConvCall& c) const {
@@ -274,7 +248,9 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
   }
   m.out = buffer;
   const int64_t window = (phase.dy - low_y_) * pack.dst_row + (phase.dx - low_x_) * channels;
-  const auto micro = bf16_ ? isa_->micro_bf16 : isa_->micro;
+  const auto micro = int8_ ? isa_->micro_int8 : bf16_ ? isa_->micro_bf16 : isa_->micro;
+  const float* scales =
+      int8_ ? c.int8 + t.image * c.int8_image + phase_scales(&phase - phases_.data()) : nullptr;
 
   FinishArgs f = finish_args(c);
   f.tile = buffer;
@@ -287,6 +263,7 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
     m.weights = weights_.data() + phase.group[g];
     m.bias = bias_.data() + block * kBlock;
     m.ahead = in_place(c) && g == t.first_group;  // no pass over the input came before
+    if (int8_) m.scale = scales + block * kBlock, m.bias = m.scale + padded_outputs();
     f.nb = nb;
     f.channels = group_channels(g, block);
     f.stats = t.stats ? t.stats + block * 3 * kBlock : nullptr;
@@ -330,9 +307,9 @@ void Conv::small_phase(const ConvCall& c, const Tile& t, const PackArgs& pack,
   FinishArgs place{};
   for (int64_t r = 0; r < t.rows; ++r) {
     finish_place(c, t, 0, t.row + r, t.column, &place);
-    s.panel = static_cast<float*>(pack.dst) + r * pack.dst_row;
+    s.panel = static_cast<float*>(pack.dst) + (int8_ ? 0 : r * pack.dst_row);
     s.out = direct ? static_cast<float*>(place.out) : buffer;
-    isa_->small(s);
+    int8_ ? small_int8(s, pack, r, c.int8 + t.image * c.int8_image) : isa_->small(s);
     if (direct) continue;
     w.out = place.out;
     w.residual = place.residual;
@@ -396,6 +373,7 @@ PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool co
     a.dst_row = int64_t{a.cols} * panel_pixel();
   }
   a.dst_block = a.rows * a.dst_row;
+  if (int8_) int8_pack_args(c, image, &a);
   if (in_place(c)) {
     a.dst = const_cast<char*>(static_cast<const char*>(a.src.data) +
                               (y0 * a.src.row + x0 * a.src.pixel) * factor_bytes());
@@ -444,13 +422,15 @@ void Conv::tile(const ConvCall& c, int64_t item, int thread) const {
   float* panel = c.panels + thread * c.panel_stride;
   const PackArgs a = pack_args(c, t, panel, c.copy.data && chunk == 0);
   if (rows_) return rows_tile(c, t, a);
-  if (!in_place(c)) isa_->pack(a);
+  if (!in_place(c)) int8_ ? isa_->pack_int8(a) : isa_->pack(a);
+  if (winograd_ && int8_) return winograd_int8_tile(c, t, a);
   if (winograd_) {
     for (int parity = 1; parity < spec_.stride * spec_.stride; ++parity) pack_parity(p, a, parity);
     return winograd_tile(c, t, a);
   }
   if (spec_.small)
-    return small_phase(c, t, a, panel + p.panel_floats - align16(4 * (p.tile_columns + 256)));
+    return small_phase(c, t, a,
+                       panel + p.panel_floats - int8_line(p) - align16(4 * (p.tile_columns + 256)));
   int64_t done = 0;
   for (const Phase& phase : phases_) blocked_phase(c, phase, t, a, &done);
 }
@@ -465,8 +445,15 @@ void Conv::pack_parity(const StepPlan& p, PackArgs a, int parity) const {
   isa_->pack(a);
 }
 
-void Conv::run(const ConvCall& c) const {
+void Conv::run(const ConvCall& call) const {
+  ConvCall c = call;
   const StepPlan& p = *c.step;
+  std::vector<float> scales;
+  if (int8_) {
+    if (spec_.quant.empty()) scales = frame_scales(c);
+    c.int8 = scales.empty() ? int8_scales_.data() : scales.data();
+    c.int8_image = scales.empty() ? 0 : phase_scales(phases_.size());
+  }
   const int64_t images = c.shape->images, parts_x = p.tiles_x;
   const auto parallel = [&](int64_t items, const Pool::Job& job) {
     c.pool ? c.pool->run(items, job) : op_parallel(items, job);

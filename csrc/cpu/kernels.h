@@ -55,16 +55,24 @@ struct PackArgs {
   int store_bf16;
   int64_t store_block, store_row;
   int store_y0, store_y1, store_x0, store_x1;
+  // pack_int8: dst are bytes, y*quant + zero rounded and held to 0..255, per channel (padded to
+  // whole blocks). kPanel4 is [row][x][channels], kPanelPlanar [4 channels][row][x][4].
+  const float *quant, *zero;
+  int64_t dst_pixel;  // of kPanel16: 16 or, with dst_block 16, all channels
+  float* line;        // room for a row of floats: [cols][16]
 };
 
 // One register tile: `pixels` neighbouring outputs of one row times up to two channel blocks. Panel
 // and weights are float32; those of micro_bf16 bfloat16, the weights in pairs of inputs:
 // [block of inputs][ky][kx][pair][nb*16][2]. An odd last input is paired with the one before it,
-// whose weight is zero there; only a single one with what follows it.
+// whose weight is zero there; only a single one with what follows it. Those of micro_int8 are
+// bytes, the weights in fours of inputs, [block of inputs][ky][kx][four][nb*16][4], with zeros
+// behind the last input; the result is sum*scale + bias.
 struct MicroArgs {
   const void* panel;    // first pixel, first tap
   const void* weights;  // [block of inputs][ky][kx][input][nb*16]
   const float* bias;    // nb*16
+  const float* scale;   // nb*16, of micro_int8
   float* out;           // [pixel][nb*16]
   int64_t panel_block, panel_row;
   int blocks, last;  // input blocks; channels in the last one
@@ -118,6 +126,17 @@ struct WinogradInput {
   int64_t out_element;
 };
 
+// F(2x2,3x3) of bytes, see winograd_int8.inl.
+struct Winograd2Input {
+  const uint8_t* panel;  // window, [row][x][channels]
+  int64_t panel_row;
+  int channels, tiles_y, tiles_x;  // channels: a multiple of 16, at least 32
+  const int16_t* scale;            // of each point, times 2^15
+  const int16_t* centre;           // per channel, subtracted at point (1, 1)
+  uint8_t* out;                    // [16][tile][channels]
+  int64_t out_element;
+};
+
 struct WinogradOutput {
   const float* in;  // [n_y*6][tile][nb*16], one row of tiles
   int64_t in_element;
@@ -159,6 +178,20 @@ struct SmallArgs {
   const float* bias;
   int64_t panel_channel, panel_row;
   int inputs, outputs, kh, kw;
+  int pixels;
+  float* out;  // planar
+  int64_t out_channel;
+  int act;
+  float slope;
+};
+
+// The same from bytes: y = act(sum*scale + bias).
+struct SmallInt8Args {
+  const uint8_t* panel;    // [4 channels][row][x][4], first pixel, first tap
+  const int32_t* weights;  // [4 channels][ky][kx][outputs] of four signed bytes
+  const float *scale, *bias;
+  int64_t panel_block, panel_row;
+  int blocks, outputs, kh, kw;
   int pixels;
   float* out;  // planar
   int64_t out_channel;
@@ -258,12 +291,18 @@ struct Kernels {
   void (*gram_tiles)(const GramTileArgs&);
   void (*move)(const MoveArgs&);
   void (*join)(const JoinArgs&);
+  void (*pack_int8)(const PackArgs&);
+  void (*micro_int8)(const MicroArgs&, int pixels, int nb);
+  void (*small_int8)(const SmallInt8Args&);
+  void (*winograd2_input)(const Winograd2Input&);
+  void (*winograd2_output)(const WinogradOutput&);
 };
 
 const Kernels* kernels_scalar();
 #ifdef FASTGEN_X86
 const Kernels* kernels_avx2();
 const Kernels* kernels_avx512();
+const Kernels* kernels_avx512_vnni();
 const Kernels* kernels_avx512_bf16();
 #endif
 

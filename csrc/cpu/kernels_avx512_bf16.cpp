@@ -45,7 +45,7 @@ double peak(int64_t rounds) {
 
 const Kernels* kernels_avx512_bf16() {
   static const Kernels table = [] {
-    Kernels k = *kernels_avx512();
+    Kernels k = *kernels_avx512_vnni();
     k.name = "avx512_bf16";
     k.micro_bf16 = micro_bf16;
     k.pack = pack;

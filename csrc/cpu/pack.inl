@@ -1,5 +1,6 @@
 // Loading a window into a panel: padding, upsampling, cropping by index; normalisation, activation
 // and residual on the way. Included inside an instruction set's anonymous namespace.
+#pragma once
 #include "half.inl"
 
 enum LoadMode { kLoadCopy, kLoadAffine, kLoadAffineRelu, kLoadAffineAdd, kLoadAdd, kLoadAny };

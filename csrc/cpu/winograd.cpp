@@ -51,6 +51,8 @@ void transform_kernels(const Transform& down, const Transform& across, int r, in
 // A stride of 2 is a stride of 1 over the four parities of the input, with a kernel of half the
 // size for each: four times the inputs.
 void Conv::winograd_size() {
+  if (fits_winograd_int8()) winograd_ = winograd_rows_ = 2;
+  if (int8_) return;
   const int r = static_cast<int>(ceil_div(spec_.phases[0].kh, spec_.stride));
   if (spec_.stride > 2 || r < 2 || r > 5 || spec_.small || spec_.flat || spec_.inputs < kLeast ||
       spec_.outputs < kLeast)

@@ -2,7 +2,8 @@
 
 A backend is a module with ``why_not() -> str | None`` (None: it can run here), ``PRECISIONS``,
 ``precision_why_not(precision) -> str | None``, ``auto_precision() -> (precision, why)`` and
-``compile(graph, weights, precision, threads) -> Runner``. A runner has
+``compile(graph, weights, precision, threads, ranges) -> Runner``; ``precision_note(precision) ->
+str | None`` if something is to be known of a precision that can run. A runner has
 ``run(inputs, io=None, out=None)``, ``precision``, ``threads``, ``backend`` and ``close()``. The
 runners of a module with ``SLOW_START`` need minutes before the first frame; ``auto`` serves with
 the next backend meanwhile.
@@ -10,7 +11,7 @@ the next backend meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
@@ -139,6 +140,7 @@ def compile_graph(
     weights: Mapping[str, np.ndarray],
     precision: str = "auto",
     threads: int | None = None,
+    ranges: Mapping[str, Sequence[float]] | None = None,
 ) -> tuple[Any, str]:
     """Compiles a graph for a backend, or for ``"auto"``.
 
@@ -151,7 +153,7 @@ def compile_graph(
     """
     chosen, why = choose(name, precision)
     module = get(chosen)
-    runner = module.compile(graph, weights, precision, threads)
+    runner = module.compile(graph, weights, precision, threads, ranges)
     if name == "auto" and getattr(module, "SLOW_START", False):
         from fastgen.backends._switching import SwitchingRunner
 
@@ -159,7 +161,7 @@ def compile_graph(
             other, _ = choose("auto", precision, skip=(chosen,))
         except (BackendUnavailable, ValueError):
             return runner, why
-        slow = get(other).compile(graph, weights, precision, threads)
+        slow = get(other).compile(graph, weights, precision, threads, ranges)
         return SwitchingRunner(runner, slow, why), why
     return runner, why
 

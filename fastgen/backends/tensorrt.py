@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -470,6 +470,7 @@ def compile(
     weights: Mapping[str, np.ndarray],
     precision: str = "auto",
     threads: int | None = None,
+    ranges: Mapping[str, Sequence[float]] | None = None,
     device: int = 0,
 ) -> Runner:
     """Compiles a graph for TensorRT; the engine itself is made when the first input comes.
@@ -479,6 +480,7 @@ def compile(
         weights: float arrays by weight name.
         precision: ``"fp32"``, ``"fp16"``, or ``"auto"``, which is fp16.
         threads: ignored, the GPU has its own.
+        ranges: ignored, there is no int8 here.
         device: index of the GPU.
 
     Raises:

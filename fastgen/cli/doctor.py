@@ -97,9 +97,12 @@ def _backend(name: str) -> dict[str, Any]:
         return {"why_not": reason}
     module = backends.get(name)
     precision, why = module.auto_precision()
+    note = getattr(module, "precision_note", lambda _: None)
     return {
         "why_not": None,
-        "precisions": {p: {"why_not": module.precision_why_not(p)} for p in module.PRECISIONS},
+        "precisions": {
+            p: {"why_not": module.precision_why_not(p), "note": note(p)} for p in module.PRECISIONS
+        },
         "auto": {"precision": precision, "why": why},
     }
 
@@ -144,7 +147,8 @@ def _precisions(state: dict[str, Any]) -> str:
     able = ", ".join(name for name, reason in found.items() if reason is None)
     auto = state["auto"]
     text = f"can run {able}; auto takes {auto['precision']}: {auto['why']}"
-    return "; ".join([text, *(reason for reason in found.values() if reason)])
+    notes = [p["note"] for p in state["precisions"].values()]
+    return "; ".join([text, *(words for words in [*found.values(), *notes] if words)])
 
 
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
