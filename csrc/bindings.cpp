@@ -103,14 +103,17 @@ ConvSpec conv(const py::handle& o) {
   s.norm = norm(o.attr("norm"));
   s.small = o.attr("small").cast<bool>();
   s.flat = o.attr("flat").cast<bool>();
+  s.residual = o.attr("residual").cast<int>();
   return s;
 }
 
 ValueShape value_shape(const py::handle& item) {
   const auto t = item.cast<py::tuple>();
-  if (t.size() != 6) throw std::invalid_argument("a value is (n, c, h, w, planar, offset)");
-  return {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>(),
-          t[3].cast<int64_t>(), t[4].cast<bool>(),    t[5].cast<int64_t>()};
+  if (t.size() != 6 && t.size() != 7)
+    throw std::invalid_argument("a value is (n, c, h, w, planar, offset[, image])");
+  const int64_t image = t.size() == 7 ? t[6].cast<int64_t>() : 0;
+  return {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>(), t[3].cast<int64_t>(),
+          t[4].cast<bool>(),    t[5].cast<int64_t>(), image};
 }
 
 // The plan keeps its engine's identity, and here also what the arrays must hold.
@@ -128,7 +131,7 @@ PlanHandle make_plan(const Engine& engine, const py::iterable& values, int64_t a
   return handle;
 }
 
-void run(Engine& engine, const PlanHandle& handle, const py::list& arrays) {
+void run(Engine& engine, const PlanHandle& handle, const py::list& arrays, uint64_t constants) {
   if (static_cast<int>(arrays.size()) != handle.externals)
     throw std::invalid_argument("wrong number of arrays");
   std::vector<int64_t> sizes(handle.externals, 0);
@@ -147,7 +150,7 @@ void run(Engine& engine, const PlanHandle& handle, const py::list& arrays) {
   }
   engine.after_fork();
   py::gil_scoped_release release;
-  engine.run(*handle.plan, pointers);
+  engine.run(*handle.plan, pointers, constants);
 }
 
 void run_image(Engine& engine, const PlanHandle& handle, int input, int output,
@@ -220,7 +223,8 @@ PYBIND11_MODULE(_C, m) {
       .def("add_reshape", &Engine::add_reshape)
       .def("plan", &make_plan, py::arg("values"), py::arg("arena_floats"), py::arg("externals"),
            py::keep_alive<0, 1>())
-      .def("run", &run, py::arg("plan"), py::arg("arrays"))
+      .def("set_constant_steps", &Engine::set_constant_steps)
+      .def("run", &run, py::arg("plan"), py::arg("arrays"), py::arg("constants") = 0)
       .def("run_image", &run_image, py::arg("plan"), py::arg("input"), py::arg("output"),
            py::arg("photo"), py::arg("out"), py::arg("input_range"), py::arg("output_range"),
            py::arg("strength"), py::arg("preserve_color"), py::arg("bgr"))

@@ -71,6 +71,9 @@ struct ConvSpec {
   NormSpec norm;
   bool small = false;  // at most 4 outputs, planar
   bool flat = false;   // images are pixels of one row (linear)
+  // Value added to the output before the activation, or -1. Where it is smaller than the output its
+  // middle row and column are repeated: it holds what a convolution makes of a constant map.
+  int residual = -1;
 };
 
 struct PoolSpec {
@@ -82,6 +85,7 @@ struct ValueShape {
   int64_t n = 0, c = 0, h = 0, w = 0;
   bool planar = false;
   int64_t offset = -1;  // floats from the arena's start; negative: -1 - index of the external array
+  int64_t image = 0;    // floats from image to image where it is part of a larger value; 0: its own
 };
 
 struct ImageIO {
@@ -110,7 +114,9 @@ class Engine {
   void add_stats(const std::string& label, int value, NormSpec norm);
   void add_given(const std::string& label, int mean, int var, NormSpec norm);
   void add_pool(const std::string& label, int value, int out, const PoolSpec& spec);
-  void add_concat(const std::string& label, const std::vector<int>& values, int out);
+  // Copies values to channels `first` and following of `out`, which may have others, too.
+  void add_concat(const std::string& label, const std::vector<int>& values,
+                  const std::vector<int>& first, int out);
   void add_broadcast(const std::string& label, int value, int out);
   void add_reshape(const std::string& label, int value, int out);
 
@@ -119,8 +125,12 @@ class Engine {
   std::shared_ptr<const Plan> plan(const std::vector<ValueShape>& values, int64_t arena_floats,
                                    int externals) const;
   static int64_t plan_bytes(const Plan& plan);
-  // externals[i] has the floats of the value with offset -1 - i.
-  void run(const Plan& plan, const std::vector<float*>& externals);
+  // The first `count` steps depend on inputs alone that stay the same over many runs.
+  void set_constant_steps(int count);
+  // externals[i] has the floats of the value with offset -1 - i. `constants` is a number for the
+  // contents of the constant inputs: the constant steps are left out where the last run had the
+  // same number and plan. 0 is never the same.
+  void run(const Plan& plan, const std::vector<float*>& externals, uint64_t constants = 0);
   // Photo (n, height, width, 3) into planar value `input`, run, planar value `output` to `out`.
   void run_image(const Plan& plan, int input, int output, const void* photo, void* out,
                  bool is_byte, int64_t n, int64_t height, int64_t width, const ImageIO& io);

@@ -293,8 +293,7 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
           for (int64_t i = 0; i < f.pixels * m.pixel; i += 32)
             __builtin_prefetch(static_cast<const uint16_t*>(m.panel) + f.pixels * m.pixel + i);
         micro(m, f.pixels, nb);
-        finish_place(c, t, block, y, (t.column + x0) * spec_.out_stride + phase.rx, &f);
-        isa_->finish(f);
+        finish_at(c, t, block, y, (t.column + x0) * spec_.out_stride + phase.rx, &f);
         f.before += f.pixels;
       }
     }

@@ -37,6 +37,7 @@ struct ConvCall {
   bool exact = false;    // tensors have no memory behind their last channel
   const ConvShape* shape = nullptr;
   ConvTensor in, load_residual, out, residual, copy;
+  Extent repeated;  // of a residual whose middle row and column are repeated, else 0
   const float *scale = nullptr, *shift = nullptr;  // padded to whole blocks
   int64_t slot_image = 0;                          // from image to image
   float* panels = nullptr;                         // per thread
@@ -79,6 +80,9 @@ class Conv {
   // Points the arguments at output (y, x) and channel block `block`.
   void finish_place(const ConvCall& c, const Tile& t, int64_t block, int64_t y, int64_t x,
                     FinishArgs* f) const;
+  // Finishes the tile of arguments at output (y, x) and channel block `block` (conv_residual.cpp).
+  void finish_at(const ConvCall& c, const Tile& t, int64_t block, int64_t y, int64_t x,
+                 FinishArgs* f) const;
   int group_channels(int64_t group, int64_t block) const {
     return static_cast<int>(
         std::min<int64_t>(groups_[group] * kBlock, spec_.outputs - block * kBlock));

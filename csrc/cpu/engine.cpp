@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <new>
 #include <stdexcept>
@@ -45,6 +46,8 @@ struct Engine::Impl {
   Arena arena;
   bool profiling = false;
   std::vector<StepTime> times;
+  int constant_steps = 0;
+  uint64_t kept_plan = 0, kept_constants = 0;  // whose constant values the arena holds
 
   // A forked child has neither the worker threads nor, perhaps, an unlocked mutex.
   void after_fork() {
@@ -65,7 +68,11 @@ struct Engine::Impl {
            plan.slot_offset.size() == slots.size();
   }
 
-  void execute(const Plan& plan, const std::vector<float*>& externals);
+  bool keeps(const Plan& plan, uint64_t constants) const {
+    return constants != 0 && constants == kept_constants && plan.number == kept_plan;
+  }
+
+  void execute(const Plan& plan, const std::vector<float*>& externals, uint64_t constants);
 };
 
 Engine::Engine(int threads, const std::string& isa) : impl_(std::make_unique<Impl>()) {
@@ -104,11 +111,17 @@ void Engine::add_given(const std::string& label, int mean, int var, NormSpec nor
 void Engine::add_pool(const std::string& label, int value, int out, const PoolSpec& spec) {
   impl_->steps.push_back(make_pool(label, value, out, spec));
 }
-void Engine::add_concat(const std::string& label, const std::vector<int>& values, int out) {
-  impl_->steps.push_back(make_concat(label, values, out));
+void Engine::add_concat(const std::string& label, const std::vector<int>& values,
+                        const std::vector<int>& first, int out) {
+  impl_->steps.push_back(make_concat(label, values, first, out));
 }
 void Engine::add_broadcast(const std::string& label, int value, int out) {
   impl_->steps.push_back(make_broadcast(label, value, out));
+}
+void Engine::set_constant_steps(int count) {
+  require(count >= 0 && count <= static_cast<int>(impl_->steps.size()),
+          "number of constant steps is out of range");
+  impl_->constant_steps = count;
 }
 void Engine::add_reshape(const std::string& label, int value, int out) {
   impl_->steps.push_back(make_reshape(label, value, out));
@@ -133,24 +146,29 @@ std::shared_ptr<const Plan> Engine::plan(const std::vector<ValueShape>& values,
   if (arena_floats > kMaxFloats) throw OutOfMemory("the network needs more than 4 TiB");
   require(externals >= 0 && externals <= 4096, "wrong number of external arrays");
   auto plan = std::make_shared<Plan>();
+  static std::atomic<uint64_t> plans{0};
   plan->owner = impl_.get();
+  plan->number = ++plans;
   plan->externals = externals;
   plan->external_floats.assign(externals, 0);
   plan->value_floats = align_up(arena_floats);
   for (const ValueShape& s : values) {
-    const int64_t floats = value_floats(s);
+    const int64_t floats = value_floats(s), own = floats / s.n;
+    require(s.image == 0 || (s.image >= own && s.image <= kMaxFloats && !s.planar),
+            "a value's images overlap");
+    const int64_t image = s.image ? s.image : own;
     if (s.offset >= 0) {
-      require(
-          s.offset % kAlign == 0 && s.offset <= arena_floats && floats <= arena_floats - s.offset,
-          "a value lies outside the arena");
+      require(image <= kMaxFloats / s.n && s.offset % kAlign == 0 && s.offset <= arena_floats &&
+                  (s.n - 1) * image + own <= arena_floats - s.offset,
+              "a value lies outside the arena");
     } else {
       require(-1 - s.offset < externals && s.planar, "a value lies outside the external arrays");
       plan->external_floats[-1 - s.offset] = std::max(plan->external_floats[-1 - s.offset], floats);
     }
     const int64_t plane = s.h * s.w;
     plan->values.push_back(
-        s.planar ? Value{s, s.c * plane, plane, s.w, 1}
-                 : Value{s, blocks_of(s.c) * plane * kBlock, plane * kBlock, s.w * kBlock, kBlock});
+        s.planar ? Value{s, image, plane, s.w, 1}
+                 : Value{s, image, plane * kBlock, s.w * kBlock, kBlock});
   }
   const int64_t images = values.empty() ? 0 : values.front().n;
   for (const Slot& slot : impl_->slots) {
@@ -177,7 +195,10 @@ std::shared_ptr<const Plan> Engine::plan(const std::vector<ValueShape>& values,
 
 int64_t Engine::plan_bytes(const Plan& plan) { return plan.total_floats * 4; }
 
-void Engine::Impl::execute(const Plan& plan, const std::vector<float*>& externals) {
+void Engine::Impl::execute(const Plan& plan, const std::vector<float*>& externals,
+                           uint64_t constants) {
+  const bool kept = keeps(plan, constants);
+  if (!kept) kept_plan = kept_constants = 0;
   Context context{};
   context.plan = &plan;
   context.isa = isa;
@@ -187,7 +208,7 @@ void Engine::Impl::execute(const Plan& plan, const std::vector<float*>& external
   context.stats = context.slots + plan.slot_floats;
   context.panels = context.stats + plan.stats_floats;
   context.externals = &externals;
-  for (size_t s = 0; s < slots.size(); ++s) {
+  for (size_t s = 0; s < slots.size() && !kept; ++s) {
     if (slots[s].scale.empty()) continue;
     // Products of bfloat16 meet an odd last channel together with the one behind it: what that is
     // multiplied by is 0, but it must be a number.
@@ -200,7 +221,7 @@ void Engine::Impl::execute(const Plan& plan, const std::vector<float*>& external
     }
   }
   std::vector<StepTime> measured;
-  for (size_t i = 0; i < steps.size(); ++i) {
+  for (size_t i = kept ? constant_steps : 0; i < steps.size(); ++i) {
     context.step = &plan.steps[i];
     if (!profiling) {
       steps[i]->run(context);
@@ -212,15 +233,17 @@ void Engine::Impl::execute(const Plan& plan, const std::vector<float*>& external
     measured.push_back({steps[i]->label, took.count(), plan.steps[i].flops});
   }
   if (profiling) times = std::move(measured);
+  if (constants) kept_plan = plan.number, kept_constants = constants;
 }
 
-void Engine::run(const Plan& plan, const std::vector<float*>& externals) {
+void Engine::run(const Plan& plan, const std::vector<float*>& externals, uint64_t constants) {
   impl_->after_fork();
   std::lock_guard<std::mutex> lock(impl_->mutex);
   require(impl_->owns(plan), "the plan belongs to another engine");
   require(static_cast<int>(externals.size()) == plan.externals, "wrong number of arrays");
-  impl_->arena.reserve(static_cast<size_t>(plan.total_floats) * 4);
-  impl_->execute(plan, externals);
+  if (!impl_->keeps(plan, constants))
+    impl_->arena.reserve(static_cast<size_t>(plan.total_floats) * 4);
+  impl_->execute(plan, externals, constants);
 }
 
 void Engine::run_image(const Plan& plan, int input, int output, const void* photo, void* out,
@@ -241,7 +264,7 @@ void Engine::run_image(const Plan& plan, int input, int output, const void* phot
   Pool* pool = &impl_->workers();
   image_load(*impl_->isa, pool, photo, is_byte, n, height, width, from.h, from.w, io,
              impl_->arena.data() + from.offset);
-  impl_->execute(plan, {});
+  impl_->execute(plan, {}, 0);
   image_store(*impl_->isa, pool, impl_->arena.data() + to.offset, photo, is_byte, n, height, width,
               to.h, to.w, io, out);
 }
@@ -264,6 +287,7 @@ std::string Engine::isa() const { return impl_->isa->name; }
 void Engine::release_memory() {
   impl_->after_fork();
   std::lock_guard<std::mutex> lock(impl_->mutex);
+  impl_->kept_plan = impl_->kept_constants = 0;
   impl_->arena.release();
   impl_->pool.reset();
 }

@@ -63,6 +63,7 @@ struct Slot {
 
 struct Plan {
   const void* owner = nullptr;
+  uint64_t number = 0;  // of all plans of the process
   std::vector<Value> values;
   std::vector<StepPlan> steps;
   std::vector<int64_t> slot_offset;  // floats from the start of the slot memory
@@ -118,7 +119,8 @@ std::unique_ptr<Step> make_copy(const std::string& label, const Source& source, 
 std::unique_ptr<Step> make_stats(const std::string& label, int value, NormSpec norm);
 std::unique_ptr<Step> make_given(const std::string& label, int mean, int var, NormSpec norm);
 std::unique_ptr<Step> make_pool(const std::string& label, int value, int out, const PoolSpec& spec);
-std::unique_ptr<Step> make_concat(const std::string& label, std::vector<int> values, int out);
+std::unique_ptr<Step> make_concat(const std::string& label, std::vector<int> values,
+                                  std::vector<int> first, int out);
 std::unique_ptr<Step> make_broadcast(const std::string& label, int value, int out);
 std::unique_ptr<Step> make_reshape(const std::string& label, int value, int out);
 

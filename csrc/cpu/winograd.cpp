@@ -238,9 +238,8 @@ void Conv::winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack)
           f.stats = t.stats + (y * c.step->tiles_x * blocks_of(spec_.outputs) + block) * 3 * kBlock;
         for (int i = 0; i < size && y * size + i < height; ++i) {
           f.tile = rows + int64_t{i} * tx * winograd_ * lanes;
-          finish_place(c, t, block, (t.row + y * size + i) * spec_.out_stride + phase.ry,
-                       t.column * spec_.out_stride + phase.rx, &f);
-          isa_->finish(f);
+          finish_at(c, t, block, (t.row + y * size + i) * spec_.out_stride + phase.ry,
+                    t.column * spec_.out_stride + phase.rx, &f);
           f.before += f.pixels;
         }
       }

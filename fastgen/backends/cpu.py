@@ -262,7 +262,7 @@ class Runner:
 
 def plan_values(
     lowered: _steps.Lowered, shapes: Mapping[str, tuple[int, ...]], external: bool
-) -> tuple[list[tuple[int, int, int, int, bool, int]], int, int]:
+) -> tuple[list[tuple[int, int, int, int, bool, int, int]], int, int]:
     """Places all values in one arena; values that are never alive together may share memory.
 
     Args:
@@ -271,29 +271,33 @@ def plan_values(
         external: whether inputs and outputs are arrays of the caller, not parts of the arena.
 
     Returns:
-        Per value (n, c, h, w, planar, offset in floats, or -1 - index of an external array); the
-        arena's size in floats; the number of external arrays.
+        Per value (n, c, h, w, planar, offset in floats, or -1 - index of an external array, floats
+        from image to image, or 0); the arena's size in floats; the number of external arrays.
     """
     floats_of = _extension().value_floats
-    ends = {index: len(lowered.steps) for index in lowered.outputs.values()}
+    last = len(lowered.steps)
+    ends = {index: last for index in lowered.outputs.values()}
     starts = dict.fromkeys(lowered.inputs.values(), -1)
     for position, step in enumerate(lowered.steps):
-        for index in step.writes():
+        for index in map(lowered.whole, step.writes()):
             starts.setdefault(index, position)
             ends.setdefault(index, position)
-        for index in step.reads():
+        for index in map(lowered.whole, step.reads()):
             ends[index] = max(position, ends.get(index, position))
+            if position >= lowered.constant > starts.get(index, last):
+                starts[index], ends[index] = -1, last  # the next run may read it again
     outside = [*lowered.inputs.values(), *lowered.outputs.values()] if external else []
     offsets = {index: -1 - i for i, index in enumerate(outside)}
     full = []
-    for name, planar in lowered.values:
-        n, c, h, w = (*shapes[name], 1, 1)[:4]
-        full.append((n, c, h, w, planar))
+    for index, (name, planar) in enumerate(lowered.values):
+        shape = (*shapes[name], 1, 1)[:4]
+        c, h, w = lowered.sizes.get(index, (shape[1], None, None))
+        full.append((shape[0], c, h or shape[2], w or shape[3], planar))
     sizes = [-(-floats_of((*shape, 0)) // 16) * 16 for shape in full]
     placed: list[int] = []
     total = 0
     for index in sorted(range(len(full)), key=lambda i: (-sizes[i], i)):
-        if index in offsets:
+        if index in offsets or index in lowered.inside:
             continue
         begin, end = starts.get(index, -1), ends.get(index, -1)
         neighbours = sorted(
@@ -309,7 +313,15 @@ def plan_values(
         offsets[index] = offset
         placed.append(index)
         total = max(total, offset + sizes[index])
-    return [(*full[i], offsets[i]) for i in range(len(full))], total, len(outside)
+    entries = []
+    for index, shape in enumerate(full):
+        offset, image, at = 0, 0, index
+        while at in lowered.inside:
+            at, channel = lowered.inside[at]
+            offset += channel * full[at][2] * full[at][3]
+            image = floats_of((*full[at], 0)) // full[at][0]
+        entries.append((*shape, offsets[at] + offset, image))
+    return entries, total, len(outside)
 
 
 def _build(engine: Any, lowered: _steps.Lowered, bf16: bool = False) -> None:
@@ -331,13 +343,14 @@ def _build(engine: Any, lowered: _steps.Lowered, bf16: bool = False) -> None:
             if step.op == "pool":
                 engine.add_pool(step.label, step.values[0], step.out, *step.pool)
             elif step.op == "concat":
-                engine.add_concat(step.label, step.values, step.out)
+                engine.add_concat(step.label, step.values, step.first, step.out)
             elif step.op == "broadcast":
                 engine.add_broadcast(step.label, step.values[0], step.out)
             else:
                 engine.add_reshape(step.label, step.values[0], step.out)
         else:
             raise GraphError(f"step {step.label!r} has no implementation in the cpu backend")
+    engine.set_constant_steps(lowered.constant)
 
 
 def _float_array(name: str, array: Any) -> np.ndarray:
