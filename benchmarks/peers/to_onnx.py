@@ -1,8 +1,8 @@
-"""Writes a graph as an ONNX model of one input size, for the peers that read ONNX.
+"""Writes a graph as an ONNX model of fixed input sizes, for the peers that read ONNX.
 
 Straight from the graph, not through ``torch.onnx``: the runtimes get the operators that they have
 kernels for (``InstanceNormalization``, ``Resize``), not what tracing makes of them, and no other
-package is needed. Only the operators of style networks.
+package is needed. Only the operators of the networks that are compared.
 """
 
 from __future__ import annotations
@@ -23,21 +23,20 @@ IR_VERSION = 8  # what OPSET came with; runtimes refuse versions newer than they
 
 
 def onnx_model(
-    graph: Graph, weights: Mapping[str, np.ndarray], shape: tuple[int, int, int, int]
+    graph: Graph, weights: Mapping[str, np.ndarray], inputs: Mapping[str, tuple[int, ...]]
 ) -> onnx.ModelProto:
-    """The graph for an input of this shape, checked.
+    """The graph for inputs of these shapes, checked.
 
     Args:
-        graph: a network of one input and one output.
+        graph: a network of one output.
         weights: float arrays by weight name.
-        shape: of the input, (N,C,H,W).
+        inputs: shapes by input name.
 
     Raises:
         ValueError: an operator or attribute that this exporter lacks.
     """
-    source = graph.inputs[0].name
-    shapes = graph.infer_shapes({source: shape})
-    writer = _Writer(weights)
+    shapes = graph.infer_shapes(inputs)
+    writer = _Writer(weights, shapes)
     for node in graph.nodes:
         writer.add(node)
     (value,) = graph.outputs.values()
@@ -45,7 +44,10 @@ def onnx_model(
         helper.make_graph(
             writer.nodes,
             graph.name,
-            [helper.make_tensor_value_info(source, TensorProto.FLOAT, shape)],
+            [
+                helper.make_tensor_value_info(item.name, TensorProto.FLOAT, shapes[item.name])
+                for item in graph.inputs
+            ],
             [helper.make_tensor_value_info(value, TensorProto.FLOAT, shapes[value])],
             writer.constants,
         ),
@@ -59,8 +61,11 @@ def onnx_model(
 class _Writer:
     """Collects ONNX nodes; a value keeps its name in the graph."""
 
-    def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
+    def __init__(
+        self, weights: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
         self.weights = weights
+        self.shapes = shapes
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
@@ -133,3 +138,25 @@ class _Writer:
 
     def _add(self, node: Node, a: Mapping[str, Any]) -> None:
         self._emit("Add", list(node.inputs), node.name)
+
+    def _linear(self, node: Node, a: Mapping[str, Any]) -> None:
+        names = ["weight", "bias"] if a["bias"] else ["weight"]
+        inputs = [node.inputs[0], *(self._weight(node, name) for name in names)]
+        self._emit("Gemm", inputs, node.name, transB=1)
+
+    def _reshaped(self, source: str, output: str, shape: tuple[int, ...]) -> str:
+        target = self._constant(f"{output}.shape", np.array(shape, np.int64))
+        self._emit("Reshape", [source, target], output)
+        return output
+
+    def _reshape(self, node: Node, a: Mapping[str, Any]) -> None:
+        self._reshaped(node.inputs[0], node.name, self.shapes[node.name])
+
+    def _concat(self, node: Node, a: Mapping[str, Any]) -> None:
+        self._emit("Concat", list(node.inputs), node.name, axis=1)
+
+    def _broadcast(self, node: Node, a: Mapping[str, Any]) -> None:
+        shape = self.shapes[node.name]
+        column = self._reshaped(node.inputs[0], f"{node.name}.column", (*shape[:2], 1, 1))
+        sizes = self._constant(f"{node.name}.sizes", np.array(shape, np.int64))
+        self._emit("Expand", [column, sizes], node.name)

@@ -10,16 +10,21 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from fastgen.backends._steps import ConvStep, Lowered, Phase
+from fastgen.backends._steps import ConvStep, Lowered, Phase, PlainStep, Source, Step
 from fastgen.errors import GraphError
 from fastgen.graph import Dim, Graph, Node
 
 __all__ = [
     "BLOCK",
+    "FEW",
+    "Joins",
     "border_taps",
     "broadcast_conv",
     "constant_first",
@@ -30,6 +35,7 @@ __all__ = [
 ]
 
 BLOCK = 16  # channels of a block in memory
+FEW = 4  # most outputs of the kernel whose vector lanes run over pixels
 Array = np.ndarray
 
 
@@ -143,3 +149,207 @@ def constant_first(lowered: Lowered, constant: Sequence[int]) -> None:
             later.append(step)
     lowered.steps = first + later
     lowered.constant = len(first)
+
+
+class Joins(ABC):
+    """The part of the lowering that treats these nodes."""
+
+    result: Lowered
+    smallest: dict[str, tuple[int, ...]]
+    channels: dict[str, int]
+    users: dict[str, list[Node]]
+    state: dict[str, Source]
+    writer: dict[int, ConvStep]  # convolution that wrote a value
+    fixed: dict[str, tuple[int, ...]]
+    constant: set[str]
+
+    def __init__(self) -> None:
+        self.pending: dict[str, Node] = {}  # broadcasts that nothing needed in memory yet
+        self.joined: dict[str, tuple[str, ...]] = {}  # concatenations that convolutions split
+        self.flat: dict[str, Array] = {}  # order in memory of reshaped values
+
+    @abstractmethod
+    def value(
+        self,
+        name: str,
+        planar: bool = False,
+        size: tuple[int, int | None, int | None] | None = None,
+        inside: tuple[int, int] | None = None,
+    ) -> int:
+        """A new engine value with the shape of a graph value; see ``Lowered``."""
+
+    @abstractmethod
+    def emit(self, step: Step) -> None:
+        """Appends a step."""
+
+    @abstractmethod
+    def readers(self, name: str) -> int:
+        """Nodes and outputs that read a value."""
+
+    @abstractmethod
+    def plain(self, name: str) -> int:
+        """The blocked value in memory; written now if it is not there yet."""
+
+    @abstractmethod
+    def producer(self, name: str) -> ConvStep | None:
+        """The convolution whose output this is, if nothing but ``name`` depends on it."""
+
+    @abstractmethod
+    def load(self, name: str, storing: bool) -> Source:
+        """The source of a convolution."""
+
+    @abstractmethod
+    def plain_step(self, node: Node, names: tuple[str, ...], **extra: Any) -> None:
+        """Emits a step for a node whose operands lie in memory."""
+
+    def _concat(self, node: Node) -> None:
+        if self.splits(node):
+            self.joined[node.name] = node.inputs
+            self.state[node.name] = Source(-1)
+        else:
+            self.state[node.name] = Source(self.join(node.name, node.inputs))
+
+    def splits(self, node: Node) -> bool:
+        """Whether every reader adds up what it makes of the operands."""
+        cheap = [name for name in node.inputs if self.cheap(name)]
+        users = self.users[node.name]
+        if not 0 < len(cheap) < len(node.inputs) or self.readers(node.name) != len(users):
+            return False
+        for user in users:
+            dense = user.op == "conv_transpose" or (user.op == "conv" and user.attrs["groups"] == 1)
+            if not dense or user.attrs.get("out_channels", 0) <= FEW:
+                return False
+        return True
+
+    def cheap(self, name: str) -> bool:
+        """Whether what a convolution makes of this operand alone costs next to nothing."""
+        return name in self.pending or name in self.constant
+
+    def split(self, node: Node, step: ConvStep) -> None:
+        """Gives the operands of a joined source to convolutions of their own."""
+        names = self.joined[node.inputs[0]]
+        firsts = np.cumsum([0, *(self.channels[name] for name in names)])
+        spans = {i: slice(firsts[i], firsts[i + 1]) for i in range(len(names))}
+        whole = [Phase(p.weight, p.dy, p.dx, p.ry, p.rx) for p in step.phases]
+
+        def narrow(to: ConvStep, at: list[int]) -> None:
+            columns = np.concatenate([np.arange(spans[i].start, spans[i].stop) for i in at])
+            to.inputs = len(columns)
+            to.phases = [replace(p, weight=p.weight[:, columns]) for p in whole]
+
+        rest = []
+        for i, name in enumerate(names):
+            if name in self.pending and self.folds(node) and not step.parts:
+                weight = whole[0].weight[:, spans[i]]
+                padding = node.attrs["padding"] if step.pad_mode == 0 else 0
+                part = broadcast_conv(f"{node.name} {name}", weight, padding)
+                part.source = Source(self.plain(self.pending[name].inputs[0]))
+                side = 2 * padding + 1
+                part.out = self.value(node.name, size=(part.outputs, 1, 1))
+                out = self.value(node.name, size=(step.outputs, side, side), inside=(part.out, 0))
+                self.add_part(step, part, out)
+            else:
+                rest.append(i)
+        static = [i for i in rest if names[i] in self.constant]
+        moving = [i for i in rest if i not in static]
+        if static and moving:
+            part = replace(step, label=f"{node.name} constant", bias=None, parts=[], residual=-1)
+            narrow(part, static)
+            part.source = self.joint(node.inputs[0], [names[i] for i in static])
+            part.out = self.value(node.name)
+            self.add_part(step, part, part.out)
+        at = moving or static
+        narrow(step, at)
+        step.source = self.joint(node.inputs[0], [names[i] for i in at])
+
+    def folds(self, node: Node) -> bool:
+        """Whether this convolution of a broadcast vector is a linear layer."""
+        if node.op != "conv":
+            return False
+        a = node.attrs
+        height, width = self.smallest[node.inputs[0]][2:]
+        reflect = a["padding_mode"] == "reflect" or a["padding"] == 0
+        return a["stride"] == 1 and (reflect or min(height, width) >= a["kernel"])
+
+    def add_part(self, step: ConvStep, part: ConvStep, out: int) -> None:
+        part.residual = step.residual  # they add up along a chain
+        self.emit(part)
+        step.parts.append(part)
+        step.residual = out
+
+    def joint(self, joined: str, names: list[str]) -> Source:
+        """Where a convolution reads some operands of a concatenation."""
+        if len(names) == 1:
+            return self.load(names[0], storing=False)
+        return Source(self.join(joined, tuple(names)))
+
+    def join(self, joined: str, names: tuple[str, ...]) -> int:
+        """Operands side by side in memory, most of them written there in the first place."""
+        channels = sum(self.channels[name] for name in names)
+        size = None if channels == self.channels[joined] else (channels, None, None)
+        whole = self.value(joined, size=size)
+        copied, first, placed, at = [], [], [], 0
+        for i, name in enumerate(names):
+            value = self.plain(name)
+            if at % BLOCK or name in names[:i] or not self.movable(value):
+                copied.append(value)
+                first.append(at)
+            else:
+                self.result.inside[self.result.whole(value)] = (whole, at)
+                placed.append(value)
+            at += self.channels[name]
+        if copied:
+            step = PlainStep(f"{joined} copy", whole, op="concat", values=copied)
+            step.first, step.after = first, placed
+            self.emit(step)
+        return whole
+
+    def movable(self, value: int) -> bool:
+        """Whether a value is all of its memory, so that it can be part of a larger one."""
+        inside = self.result.inside
+        whole = inside.get(value, (value, 0))[0]
+        if whole in inside or (whole != value and value not in self.writer):
+            return False
+        return all(child == value for child, (parent, _) in inside.items() if parent == whole)
+
+    def _reshape(self, node: Node) -> None:
+        name = node.inputs[0]
+        before, after = self.fixed.get(name), self.fixed.get(node.name)
+        if before is not None and after is not None and self.reorders(node, before, after):
+            return
+        self.plain_step(node, node.inputs)
+
+    def reorders(self, node: Node, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
+        """Whether a linear layer takes the reshape's place by the order of its weights."""
+        name = node.inputs[0]
+        if before[0] == after[0]:  # (C) and (C,1,1), or the same
+            self.state[node.name] = Source(self.plain(name))
+            return True
+        if len(before) == 3 and len(after) == 1:
+            if self.readers(node.name) != len(self.users[node.name]) or any(
+                user.op != "linear" for user in self.users[node.name]
+            ):
+                return False
+            order = flat_order(before[0], before[1] * before[2])
+            value = self.value(node.name, size=(len(order), 1, 1), inside=(self.plain(name), 0))
+            self.flat[node.name] = order
+            self.state[node.name] = Source(value)
+            return True
+        step = self.producer(name)
+        if len(after) != 3 or step is None or not step.flat or step.rows is not None:
+            return False
+        positions = after[1] * after[2]
+        linear_rows(step, flat_order(after[0], positions), positions)
+        self.result.sizes[step.out] = (step.outputs, 1, 1)
+        value = self.value(node.name, inside=(step.out, 0))
+        self.writer[value] = step
+        self.state[node.name] = Source(value)
+        return True
+
+    def _broadcast(self, node: Node) -> None:
+        if self.readers(node.name) == len(self.users[node.name]) and all(
+            user.op == "concat" for user in self.users[node.name]
+        ):
+            self.pending[node.name] = node
+        else:
+            self.plain_step(node, node.inputs[:1])

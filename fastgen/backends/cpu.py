@@ -6,6 +6,7 @@ is the CPUs this process may use (``FASTGEN_NUM_THREADS`` or ``threads=`` say ot
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ __all__ = ["PRECISIONS", "Runner", "auto_precision", "compile", "precision_why_n
 PRECISIONS = ("fp32", "bf16")
 _BF16_ISA = "avx512_bf16"  # the instruction set that gains from bfloat16 products
 _PLANS = 8  # input shapes whose plans are kept
+_numbers = itertools.count(1)  # of contents of constant inputs
 
 
 def _extension() -> ModuleType:
@@ -122,6 +124,8 @@ class Runner:
             if isinstance(step, _steps.ConvStep):
                 step.phases = []
         self._plans: OrderedDict[Any, Any] = OrderedDict()
+        # Number of the contents of the constant inputs, and these by batch size.
+        self._constants: tuple[int, dict[int, dict[str, np.ndarray]]] = (0, {})
         self._closed = False
 
     @property
@@ -155,6 +159,7 @@ class Runner:
         Args:
             inputs: with ``io=None`` a float array (N,C,H,W), or a dict of them by input name, in
                 the model's range; with ``io`` one image batch (N,H,W,3), uint8 or float32 0..1.
+                Constant inputs (see :meth:`set_constants`) may be left out.
             io: how to convert an image batch to the model's range and back.
             out: array to write the result into, of the result's shape and dtype.
 
@@ -171,6 +176,11 @@ class Runner:
             return self._run_image(inputs, io, out)
         named = inputs if isinstance(inputs, Mapping) else {self.graph.inputs[0].name: inputs}
         arrays = {name: _float_array(name, array) for name, array in named.items()}
+        number, kept = self._constants
+        if number:
+            kept_arrays = _for_batch(kept, arrays)
+            number = 0 if any(name in arrays for name in kept_arrays) else number
+            arrays = kept_arrays | arrays
         shapes = {name: array.shape for name, array in arrays.items()}
         plan, values = self._plan(shapes, external=True)
         results: dict[str, np.ndarray] = {}
@@ -190,7 +200,7 @@ class Runner:
                 direct &= not any(np.may_share_memory(array, other) for other in arrays.values())
             written[name] = array if direct else np.empty(array.shape, np.float32)
         self._engine.run(
-            plan, [arrays[name] for name in self._lowered.inputs] + [*written.values()]
+            plan, [arrays[name] for name in self._lowered.inputs] + [*written.values()], number
         )
         for name, array in written.items():
             if array is not results[name]:
@@ -198,6 +208,30 @@ class Runner:
         if single and not isinstance(inputs, Mapping):
             return next(iter(results.values()))
         return results
+
+    def set_constants(self, inputs: Mapping[str, Any]) -> None:
+        """Gives the inputs that the graph declares constant, such as a style image, once for all.
+
+        The runs that follow leave them out; what depends on them alone is computed in the first
+        run and kept, for as long as the other inputs keep their shapes.
+
+        Args:
+            inputs: float arrays by input name, all of the graph's constant inputs, or none at all
+                to forget them. A batch of 1 serves every batch size. They are copied.
+
+        Raises:
+            ValueError: unknown, missing or wrongly shaped inputs. TypeError: wrong types.
+        """
+        expected = {item.name for item in self.graph.inputs if item.constant}
+        if inputs and set(inputs) != expected:
+            raise ValueError(
+                f"constant inputs are {sorted(map(str, inputs))}, must be {sorted(expected)}"
+            )
+        arrays = {name: _float_array(name, array).copy() for name, array in inputs.items()}
+        if len({array.shape[:1] for array in arrays.values()}) > 1:
+            raise ValueError("constant inputs have different batch sizes; give all of them one")
+        batch = next((len(array) for array in arrays.values()), 0)
+        self._constants = (next(_numbers), {batch: arrays}) if arrays else (0, {})
 
     def _run_image(self, image: Any, io: ImageIO, out: Any) -> np.ndarray:
         if not isinstance(image, np.ndarray):
@@ -351,6 +385,19 @@ def _build(engine: Any, lowered: _steps.Lowered, bf16: bool = False) -> None:
         else:
             raise GraphError(f"step {step.label!r} has no implementation in the cpu backend")
     engine.set_constant_steps(lowered.constant)
+
+
+def _for_batch(
+    kept: dict[int, dict[str, np.ndarray]], arrays: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The constant inputs for the batch size of the others; a single one is repeated."""
+    batch = next((array.shape[0] for array in arrays.values() if array.ndim), 1)
+    if 1 in kept and batch not in kept:
+        repeated = {name: np.repeat(array, batch, 0) for name, array in kept[1].items()}
+        for other in [size for size in kept if size != 1]:
+            kept.pop(other, None)
+        kept[batch] = repeated
+    return kept.get(batch) or next(iter(kept.values()))
 
 
 def _float_array(name: str, array: Any) -> np.ndarray:
