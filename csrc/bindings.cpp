@@ -20,6 +20,7 @@ using fastgen::NormSpec;
 using fastgen::PhaseSpec;
 using fastgen::Plan;
 using fastgen::PoolSpec;
+using fastgen::SegmentSpec;
 using fastgen::Source;
 using fastgen::ValueShape;
 using fastgen::ViewOp;
@@ -124,10 +125,17 @@ struct PlanHandle {
 };
 
 PlanHandle make_plan(const Engine& engine, const py::iterable& values, int64_t arena_floats,
-                     int externals) {
+                     int externals, const py::iterable& segments) {
   PlanHandle handle{nullptr, {}, externals};
   for (const py::handle item : values) handle.values.push_back(value_shape(item));
-  handle.plan = engine.plan(handle.values, arena_floats, externals);
+  std::vector<SegmentSpec> specs;
+  for (const py::handle item : segments) {
+    const auto t = item.cast<py::tuple>();
+    if (t.size() != 4) throw std::invalid_argument("a segment is (first, last, floats, values)");
+    specs.push_back({t[0].cast<int>(), t[1].cast<int>(), t[2].cast<int64_t>(),
+                     t[3].cast<std::vector<std::pair<int, int64_t>>>()});
+  }
+  handle.plan = engine.plan(handle.values, arena_floats, externals, specs);
   return handle;
 }
 
@@ -222,7 +230,7 @@ PYBIND11_MODULE(_C, m) {
       .def("add_broadcast", &Engine::add_broadcast)
       .def("add_reshape", &Engine::add_reshape)
       .def("plan", &make_plan, py::arg("values"), py::arg("arena_floats"), py::arg("externals"),
-           py::keep_alive<0, 1>())
+           py::arg("segments") = py::tuple(), py::keep_alive<0, 1>())
       .def("set_constant_steps", &Engine::set_constant_steps)
       .def("run", &run, py::arg("plan"), py::arg("arrays"), py::arg("constants") = 0)
       .def("run_image", &run_image, py::arg("plan"), py::arg("input"), py::arg("output"),

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dtype.h"
@@ -88,6 +89,14 @@ struct ValueShape {
   int64_t image = 0;    // floats from image to image where it is part of a larger value; 0: its own
 };
 
+// Steps [first, last) that a thread may run for one image after the other. `values` are read and
+// written by them alone: (value, offset in a thread's memory of `floats`).
+struct SegmentSpec {
+  int first = 0, last = 0;
+  int64_t floats = 0;
+  std::vector<std::pair<int, int64_t>> values;
+};
+
 struct ImageIO {
   float input_low = 0, input_high = 255, output_low = 0, output_high = 255, strength = 1;
   bool preserve_color = false, bgr = false;
@@ -123,7 +132,8 @@ class Engine {
   // Floats that `shape` takes in memory.
   static int64_t value_floats(const ValueShape& shape);
   std::shared_ptr<const Plan> plan(const std::vector<ValueShape>& values, int64_t arena_floats,
-                                   int externals) const;
+                                   int externals,
+                                   const std::vector<SegmentSpec>& segments = {}) const;
   static int64_t plan_bytes(const Plan& plan);
   // The first `count` steps depend on inputs alone that stay the same over many runs.
   void set_constant_steps(int count);

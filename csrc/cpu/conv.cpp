@@ -202,7 +202,9 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
 
 void Conv::direct_plan(const ConvShape& s, int threads, StepPlan* out) const {
   const int most = spec_.small ? isa_->small_pixels : isa_->pixels[groups_.front()];
-  geometry(spec_.inputs, format(), span_y_, span_x_, spec_.stride, s.images, most, threads, out);
+  // One thread needs no split; statistics are summed by tiles, the same ones for all.
+  const int64_t items = threads == 1 && spec_.norm.slot < 0 ? 1024 : s.images;
+  geometry(spec_.inputs, format(), span_y_, span_x_, spec_.stride, items, most, threads, out);
   out->part_rows = out->tile_rows;
   const int64_t tile_rows = (out->tile_rows - 1) * spec_.stride + span_y_;
   const int64_t tile_columns = (out->tile_columns - 1) * spec_.stride + span_x_;

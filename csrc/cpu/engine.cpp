@@ -19,6 +19,10 @@ constexpr int64_t kMaxSide = int64_t{1} << 24;
 constexpr int64_t kMaxFloats = int64_t{1} << 40;
 constexpr int64_t kAlign = 16;  // floats
 
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
 int64_t align_up(int64_t floats) { return ceil_div(floats, kAlign) * kAlign; }
 
 }  // namespace
@@ -42,6 +46,7 @@ struct Engine::Impl {
   std::vector<std::unique_ptr<Step>> steps;
   std::mutex mutex;
   std::unique_ptr<Pool> pool;
+  Pool alone{1};  // the pool of a step that runs in one thread
   pid_t owner = getpid();
   Arena arena;
   bool profiling = false;
@@ -67,6 +72,12 @@ struct Engine::Impl {
     return plan.owner == this && plan.steps.size() == steps.size() &&
            plan.slot_offset.size() == slots.size();
   }
+
+  // Values that only segments know, each of which belongs to one.
+  std::vector<bool> local_values(const std::vector<SegmentSpec>& segments) const;
+  void plan_steps(size_t first, size_t last, int workers, Plan* plan) const;
+  Segment plan_segment(const Plan& plan, const SegmentSpec& spec) const;
+  void run_segment(const Context& whole, const Segment& segment, std::vector<double>* seconds);
 
   bool keeps(const Plan& plan, uint64_t constants) const {
     return constants != 0 && constants == kept_constants && plan.number == kept_plan;
@@ -140,7 +151,8 @@ int64_t Engine::value_floats(const ValueShape& s) {
 }
 
 std::shared_ptr<const Plan> Engine::plan(const std::vector<ValueShape>& values,
-                                         int64_t arena_floats, int externals) const {
+                                         int64_t arena_floats, int externals,
+                                         const std::vector<SegmentSpec>& segments) const {
   require(static_cast<int>(values.size()) == impl_->values, "wrong number of values");
   require(arena_floats >= 0, "arena size is out of range");
   if (arena_floats > kMaxFloats) throw OutOfMemory("the network needs more than 4 TiB");
@@ -152,12 +164,14 @@ std::shared_ptr<const Plan> Engine::plan(const std::vector<ValueShape>& values,
   plan->externals = externals;
   plan->external_floats.assign(externals, 0);
   plan->value_floats = align_up(arena_floats);
+  const std::vector<bool> local = impl_->local_values(segments);
   for (const ValueShape& s : values) {
     const int64_t floats = value_floats(s), own = floats / s.n;
     require(s.image == 0 || (s.image >= own && s.image <= kMaxFloats && !s.planar),
             "a value's images overlap");
     const int64_t image = s.image ? s.image : own;
-    if (s.offset >= 0) {
+    if (local[plan->values.size()]) {  // checked with its segment
+    } else if (s.offset >= 0) {
       require(image <= kMaxFloats / s.n && s.offset % kAlign == 0 && s.offset <= arena_floats &&
                   (s.n - 1) * image + own <= arena_floats - s.offset,
               "a value lies outside the arena");
@@ -166,9 +180,8 @@ std::shared_ptr<const Plan> Engine::plan(const std::vector<ValueShape>& values,
       plan->external_floats[-1 - s.offset] = std::max(plan->external_floats[-1 - s.offset], floats);
     }
     const int64_t plane = s.h * s.w;
-    plan->values.push_back(
-        s.planar ? Value{s, image, plane, s.w, 1}
-                 : Value{s, image, plane * kBlock, s.w * kBlock, kBlock});
+    plan->values.push_back(s.planar ? Value{s, image, plane, s.w, 1}
+                                    : Value{s, image, plane * kBlock, s.w * kBlock, kBlock});
   }
   const int64_t images = values.empty() ? 0 : values.front().n;
   for (const Slot& slot : impl_->slots) {
@@ -179,18 +192,100 @@ std::shared_ptr<const Plan> Engine::plan(const std::vector<ValueShape>& values,
     plan->slot_floats += images * 2 * padded;
     if (plan->slot_floats > kMaxFloats) throw OutOfMemory("the batch is too large");
   }
-  for (const auto& step : impl_->steps) {
-    plan->steps.emplace_back();
-    step->plan(*plan, impl_->slots, *impl_->isa, impl_->threads, &plan->steps.back());
-    plan->panel_floats = std::max(plan->panel_floats, plan->steps.back().panel_floats);
-    plan->stats_floats = std::max(plan->stats_floats, plan->steps.back().stats_floats);
+  plan->images = images;
+  plan->steps.resize(impl_->steps.size());
+  size_t next = 0;
+  for (const SegmentSpec& segment : segments) {
+    impl_->plan_steps(next, segment.first, impl_->threads, plan.get());
+    plan->segments.push_back(impl_->plan_segment(*plan, segment));
+    const Plan& one = *plan->segments.back().plan;
+    plan->thread_floats = std::max(plan->thread_floats, one.total_floats);
+    next = segment.last;
   }
-  plan->panel_floats = align_up(plan->panel_floats);
-  plan->stats_floats = align_up(plan->stats_floats);
+  impl_->plan_steps(next, impl_->steps.size(), impl_->threads, plan.get());
   plan->total_floats = plan->value_floats + plan->slot_floats + plan->stats_floats +
-                       impl_->threads * plan->panel_floats;
+                       impl_->threads * (plan->panel_floats + plan->thread_floats);
   if (plan->total_floats > kMaxFloats) throw OutOfMemory("the network needs more than 4 TiB");
   return plan;
+}
+
+std::vector<bool> Engine::Impl::local_values(const std::vector<SegmentSpec>& segments) const {
+  std::vector<bool> local(values, false);
+  int64_t end = 0;
+  for (const SegmentSpec& segment : segments) {
+    require(segment.first >= end && segment.last > segment.first &&
+                segment.last <= static_cast<int>(steps.size()) &&
+                (segment.first >= constant_steps || segment.last <= constant_steps),
+            "segments are out of order");
+    require(segment.floats >= 0 && segment.floats <= kMaxFloats, "a segment is too large");
+    end = segment.last;
+    for (const auto& [value, offset] : segment.values) {
+      require(value >= 0 && value < values && !local[value], "a segment has an unknown value");
+      local[value] = true;
+    }
+  }
+  return local;
+}
+
+void Engine::Impl::plan_steps(size_t first, size_t last, int workers, Plan* plan) const {
+  for (size_t i = first; i < last; ++i) {
+    StepPlan* const step = &plan->steps[i];
+    steps[i]->plan(*plan, slots, *isa, workers, step);
+    plan->panel_floats = std::max(plan->panel_floats, align_up(step->panel_floats));
+    plan->stats_floats = std::max(plan->stats_floats, align_up(step->stats_floats));
+  }
+}
+
+Segment Engine::Impl::plan_segment(const Plan& plan, const SegmentSpec& spec) const {
+  auto one = std::make_shared<Plan>();
+  one->slot_offset = plan.slot_offset;
+  one->slot_padded = plan.slot_padded;
+  one->slot_images.assign(plan.slot_images.size(), 1);
+  one->values = plan.values;
+  one->images = 1;
+  one->steps.resize(steps.size());
+  for (Value& v : one->values) {
+    v.shape.n = 1;
+    v.shared = true;
+  }
+  for (const auto& [value, offset] : spec.values) {
+    Value& v = one->values[value];
+    const int64_t floats = value_floats(v.shape);
+    require(offset >= 0 && offset % kAlign == 0 && floats <= spec.floats &&
+                offset <= spec.floats - floats,
+            "a value lies outside its segment");
+    v.shape.offset = offset;
+    v.shared = false;
+  }
+  plan_steps(spec.first, spec.last, 1, one.get());
+  one->value_floats = align_up(spec.floats);
+  one->total_floats = one->value_floats + one->stats_floats + one->panel_floats;
+  return {spec.first, spec.last, one, one->value_floats};
+}
+
+void Engine::Impl::run_segment(const Context& whole, const Segment& segment,
+                               std::vector<double>* seconds) {
+  const Plan& one = *segment.plan;
+  float* const memory = whole.panels + pool->threads() * whole.plan->panel_floats;
+  std::vector<std::vector<double>> spent(seconds ? threads : 0,
+                                         std::vector<double>(segment.last - segment.first));
+  pool->run(whole.plan->images, [&](int64_t image, int thread) {
+    Context c = whole;
+    c.plan = &one;
+    c.pool = &alone;
+    c.image = image;
+    c.arena = memory + thread * whole.plan->thread_floats;
+    c.stats = c.arena + one.value_floats;
+    c.panels = c.stats + one.stats_floats;
+    for (int i = segment.first; i < segment.last; ++i) {
+      c.step = &one.steps[i];
+      const double start = seconds ? now() : 0;
+      steps[i]->run(c);
+      if (seconds) spent[thread][i - segment.first] += now() - start;
+    }
+  });
+  for (const auto& thread : spent)
+    for (size_t i = 0; i < thread.size(); ++i) (*seconds)[i] += thread[i] / pool->threads();
 }
 
 int64_t Engine::plan_bytes(const Plan& plan) { return plan.total_floats * 4; }
@@ -208,6 +303,7 @@ void Engine::Impl::execute(const Plan& plan, const std::vector<float*>& external
   context.stats = context.slots + plan.slot_floats;
   context.panels = context.stats + plan.stats_floats;
   context.externals = &externals;
+  context.shared = arena.data();
   for (size_t s = 0; s < slots.size() && !kept; ++s) {
     if (slots[s].scale.empty()) continue;
     // Products of bfloat16 meet an odd last channel together with the one behind it: what that is
@@ -221,16 +317,26 @@ void Engine::Impl::execute(const Plan& plan, const std::vector<float*>& external
     }
   }
   std::vector<StepTime> measured;
-  for (size_t i = kept ? constant_steps : 0; i < steps.size(); ++i) {
-    context.step = &plan.steps[i];
-    if (!profiling) {
+  auto segment = plan.segments.begin();
+  for (size_t i = kept ? constant_steps : 0; i < steps.size();) {
+    while (segment != plan.segments.end() && segment->first < static_cast<int>(i)) ++segment;
+    const bool together = segment != plan.segments.end() && segment->first == static_cast<int>(i);
+    const size_t end = together ? segment->last : i + 1;
+    std::vector<double> seconds(profiling ? end - i : 0);
+    if (together) {
+      run_segment(context, *segment, profiling ? &seconds : nullptr);
+    } else {
+      const double start = profiling ? now() : 0;
+      context.step = &plan.steps[i];
       steps[i]->run(context);
-      continue;
+      if (profiling) seconds[0] = now() - start;
     }
-    const auto start = std::chrono::steady_clock::now();
-    steps[i]->run(context);
-    const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
-    measured.push_back({steps[i]->label, took.count(), plan.steps[i].flops});
+    const double share = together ? static_cast<double>(plan.images) : 1;
+    const Plan& planned = together ? *segment->plan : plan;
+    for (size_t k = 0; k < seconds.size(); ++k)
+      measured.push_back(
+          {steps[i + k]->label, seconds[k] * 1e3, planned.steps[i + k].flops * share});
+    i = end;
   }
   if (profiling) times = std::move(measured);
   if (constants) kept_plan = plan.number, kept_constants = constants;

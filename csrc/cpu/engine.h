@@ -37,6 +37,7 @@ class Weights {
 struct Value {
   ValueShape shape;
   int64_t image, block, row, pixel;  // strides in floats
+  bool shared = false;               // in a segment's plan: of the whole batch
 };
 
 // Source rows and columns of every window position of a step, residual included.
@@ -61,6 +62,16 @@ struct Slot {
   std::vector<float> scale, shift;  // padded; empty when computed at run time
 };
 
+struct Plan;
+
+// Steps that a thread runs for one image after the other, so that what passes from one to the next
+// stays in its cache.
+struct Segment {
+  int first = 0, last = 0;
+  std::shared_ptr<const Plan> plan;  // of one image
+  int64_t value_floats = 0;          // of a thread
+};
+
 struct Plan {
   const void* owner = nullptr;
   uint64_t number = 0;  // of all plans of the process
@@ -72,6 +83,8 @@ struct Plan {
   int64_t slot_floats = 0, value_floats = 0, panel_floats = 0, stats_floats = 0, total_floats = 0;
   int externals = 0;
   std::vector<int64_t> external_floats;
+  std::vector<Segment> segments;
+  int64_t images = 0, thread_floats = 0;  // thread_floats: what segments need in each thread
 };
 
 // Everything a step needs while it runs.
@@ -85,19 +98,21 @@ struct Context {
   float* stats;
   float* slots;
   const std::vector<float*>* externals;
+  float* shared;  // the arena of the whole batch, and the image of it that a segment is at
+  int64_t image;
 
   const Value& value(int index) const { return plan->values[index]; }
   float* data(int index) const {
-    const int64_t offset = plan->values[index].shape.offset;
-    return offset >= 0 ? arena + offset : (*externals)[-1 - offset];
+    const Value& v = plan->values[index];
+    const int64_t offset = v.shape.offset;
+    float* const from = offset < 0 ? (*externals)[-1 - offset] : (v.shared ? shared : arena) + offset;
+    return v.shared ? from + image * v.image : from;
   }
   // [image][scale: padded channels][shift: padded channels]
-  float* scale(int slot, int64_t image) const {
-    return slots + plan->slot_offset[slot] + image * 2 * plan->slot_padded[slot];
+  float* scale(int slot, int64_t n) const {
+    return slots + plan->slot_offset[slot] + (image + n) * 2 * plan->slot_padded[slot];
   }
-  float* shift(int slot, int64_t image) const {
-    return scale(slot, image) + plan->slot_padded[slot];
-  }
+  float* shift(int slot, int64_t n) const { return scale(slot, n) + plan->slot_padded[slot]; }
   float* panel(int thread) const { return panels + thread * plan->panel_floats; }
 };
 

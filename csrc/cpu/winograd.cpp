@@ -8,7 +8,8 @@ namespace {
 constexpr int kColumns = 6;  // points in each row of a transformed tile
 constexpr int64_t kTransformed = 560 * 1024, kMostTiles = 32;
 constexpr int64_t kMostDown = kMostTiles * 36 / 24 * 2;  // tiles in a column, at most
-constexpr int kLeast = 16;  // inputs and outputs with which the transforms are worth their time
+// Inputs, and half as many outputs, with which the transforms are worth their time.
+constexpr int kLeast = 16;
 
 // G g: row i holds the powers of point i over the product of its distances to the others; the
 // last point is infinity. The points are those of winograd.inl.
@@ -32,7 +33,7 @@ void line(const double* g, int stride, int r, int n, double* y) {
 void Conv::winograd_size() {
   const int r = static_cast<int>(ceil_div(spec_.phases[0].kh, spec_.stride));
   if (spec_.stride > 2 || r < 2 || r > 5 || spec_.small || spec_.flat || spec_.inputs < kLeast ||
-      spec_.outputs < kLeast)
+      spec_.outputs < kLeast / 2)
     return;
   if (spec_.stride == 2 &&
       (spec_.inputs % kBlock != 0 || spec_.source.store >= 0 || spec_.out_stride != 1))

@@ -15,6 +15,7 @@ import numpy as np
 
 from fastgen.backends import ImageIO, _steps, check_image_batch, padded_size
 from fastgen.backends._lower import lower
+from fastgen.backends._memory import plan_values, segment_steps
 from fastgen.errors import BackendUnavailable, GraphError
 from fastgen.graph import Graph
 
@@ -119,6 +120,7 @@ class Runner:
         self.precision = precision
         self._lowered = lower(graph, weights)
         self._engine = _extension().Engine(threads=threads or 0, isa=isa or "")
+        self._segments = segment_steps(self._lowered)
         _build(self._engine, self._lowered, precision == "bf16")
         for step in self._lowered.steps:  # the engine holds its own packed weights
             if isinstance(step, _steps.ConvStep):
@@ -283,8 +285,17 @@ class Runner:
         except KeyError:
             pass
         shapes = self.graph.infer_shapes(inputs)
-        values, floats, externals = plan_values(self._lowered, shapes, external)
-        entry = (self._engine.plan(values, floats, externals), shapes)
+        batch, threads = next(iter(inputs.values()))[0], self.threads
+        # Images that do not fill the threads evenly are better split themselves.
+        whole = batch > 1 and (batch % threads == 0 or batch >= 4 * threads)
+        placed = plan_values(
+            self._lowered,
+            shapes,
+            external,
+            _extension().value_floats,
+            self._segments if whole else (),
+        )
+        entry = (self._engine.plan(*placed), shapes)
         plans[key] = entry
         while len(plans) > _PLANS:
             try:
@@ -292,70 +303,6 @@ class Runner:
             except KeyError:  # another thread was faster
                 break
         return entry
-
-
-def plan_values(
-    lowered: _steps.Lowered, shapes: Mapping[str, tuple[int, ...]], external: bool
-) -> tuple[list[tuple[int, int, int, int, bool, int, int]], int, int]:
-    """Places all values in one arena; values that are never alive together may share memory.
-
-    Args:
-        lowered: the steps.
-        shapes: shapes of all graph values.
-        external: whether inputs and outputs are arrays of the caller, not parts of the arena.
-
-    Returns:
-        Per value (n, c, h, w, planar, offset in floats, or -1 - index of an external array, floats
-        from image to image, or 0); the arena's size in floats; the number of external arrays.
-    """
-    floats_of = _extension().value_floats
-    last = len(lowered.steps)
-    ends = {index: last for index in lowered.outputs.values()}
-    starts = dict.fromkeys(lowered.inputs.values(), -1)
-    for position, step in enumerate(lowered.steps):
-        for index in map(lowered.whole, step.writes()):
-            starts.setdefault(index, position)
-            ends.setdefault(index, position)
-        for index in map(lowered.whole, step.reads()):
-            ends[index] = max(position, ends.get(index, position))
-            if position >= lowered.constant > starts.get(index, last):
-                starts[index], ends[index] = -1, last  # the next run may read it again
-    outside = [*lowered.inputs.values(), *lowered.outputs.values()] if external else []
-    offsets = {index: -1 - i for i, index in enumerate(outside)}
-    full = []
-    for index, (name, planar) in enumerate(lowered.values):
-        shape = (*shapes[name], 1, 1)[:4]
-        c, h, w = lowered.sizes.get(index, (shape[1], None, None))
-        full.append((shape[0], c, h or shape[2], w or shape[3], planar))
-    sizes = [-(-floats_of((*shape, 0)) // 16) * 16 for shape in full]
-    placed: list[int] = []
-    total = 0
-    for index in sorted(range(len(full)), key=lambda i: (-sizes[i], i)):
-        if index in offsets or index in lowered.inside:
-            continue
-        begin, end = starts.get(index, -1), ends.get(index, -1)
-        neighbours = sorted(
-            (offsets[other], offsets[other] + sizes[other])
-            for other in placed
-            if starts.get(other, -1) <= end and begin <= ends.get(other, -1)
-        )
-        offset = 0
-        for low, high in neighbours:
-            if offset + sizes[index] <= low:
-                break
-            offset = max(offset, high)
-        offsets[index] = offset
-        placed.append(index)
-        total = max(total, offset + sizes[index])
-    entries = []
-    for index, shape in enumerate(full):
-        offset, image, at = 0, 0, index
-        while at in lowered.inside:
-            at, channel = lowered.inside[at]
-            offset += channel * full[at][2] * full[at][3]
-            image = floats_of((*full[at], 0)) // full[at][0]
-        entries.append((*shape, offsets[at] + offset, image))
-    return entries, total, len(outside)
 
 
 def _build(engine: Any, lowered: _steps.Lowered, bf16: bool = False) -> None:
