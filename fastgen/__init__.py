@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fastgen import ops
     from fastgen.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from fastgen.errors import BackendUnavailable, CheckpointError, FastgenError, ImageError
+    from fastgen.exporters import export_onnx
     from fastgen.styles import list_styles, load_style
     from fastgen.stylizer import Stylizer, stylize
 
@@ -28,6 +29,7 @@ __all__ = [
     "ImageError",
     "Stylizer",
     "__version__",
+    "export_onnx",
     "list_styles",
     "load_checkpoint",
     "load_style",
@@ -43,6 +45,7 @@ _HOME = {
     "FastgenError": "errors",
     "ImageError": "errors",
     "Stylizer": "stylizer",
+    "export_onnx": "exporters",
     "list_styles": "styles",
     "load_checkpoint": "checkpoint",
     "load_style": "styles",

@@ -24,7 +24,13 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
         "public API",
         (
             *("fastgen", "fastgen.image", "fastgen.stylizer", "fastgen.styles"),
-            *("fastgen.importers", "fastgen.metrics", "fastgen.calibrate", "fastgen._convert"),
+            *(
+                "fastgen.importers",
+                "fastgen.exporters",
+                "fastgen.metrics",
+                "fastgen.calibrate",
+                "fastgen._convert",
+            ),
         ),
     ),
     ("train", ("fastgen.train",)),

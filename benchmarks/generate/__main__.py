@@ -50,7 +50,12 @@ def measure_case(
     order = {"network": case.network, "batch": case.batch, "encoded": case.encoded}
     order |= {"reference": str(folder / "wanted.npy")}
     table: dict[str, dict[str, Any]] = {}
-    for program in COMPARED:
+    compared = [
+        program
+        for program in COMPARED
+        if not args.programs or any(text in program.key for text in args.programs)
+    ]
+    for program in compared:
         if reason := why_not(program):
             table[program.key] = {"refused": reason}
             continue
@@ -61,12 +66,12 @@ def measure_case(
             table[program.key] = processes[program.key].ask(json.dumps(order))
         except FastgenError as error:
             table[program.key] = {"refused": f"failed: {error}"}
-    able = [program.key for program in COMPARED if "refused" not in table[program.key]]
+    able = [program.key for program in compared if "refused" not in table[program.key]]
     steps = [partial(processes[key].ask, "step") for key in able]
     for key, times in zip(able, take_turns(steps, args.seconds, (args.rounds, 60)), strict=True):
         table[key]["seconds"] = times
     shapes = {name: array.shape for name, array in arrays.items()}
-    rows = finish(COMPARED, table, float(checkpoint.graph.multiply_adds(shapes)))
+    rows = finish(compared, table, float(checkpoint.graph.multiply_adds(shapes)))
     compiled = table.get("torch.compile fp32", {}).get("seconds")
     for row in rows:
         row |= {"network": case.network, "batch": case.batch, "encoded": case.encoded}
@@ -118,6 +123,9 @@ def main() -> int:
     )
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
+    parser.add_argument(
+        "--programs", nargs="+", metavar="NAME", help="only those whose name contains one of these"
+    )
     parser.add_argument("--threads", type=int, default=usable_cores(), help="of each program")
     parser.add_argument("--seconds", type=float, default=5.0, help="a case (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="at least (%(default)s)")

@@ -84,7 +84,7 @@ def without_style(
     probe = Graph(graph.name, graph.inputs, graph.nodes, {name: name for name in sorted(read)})
     shapes = graph.infer_shapes({name: array.shape for name, array in arrays.items()})
     wanted = {key: whole.weights[key] for key in probe.weight_shapes()}
-    styles: Any = Runner(probe, wanted).run(dict(arrays))
+    styles: Any = Runner(probe, wanted, "fp32", None).run(dict(arrays))
     styles = styles if isinstance(styles, dict) else {min(read): styles}
     items = [item for item in graph.inputs if not item.constant]
     items += [Input(name, (Dim("N"), *shapes[name][1:])) for name in sorted(read)]

@@ -65,8 +65,10 @@ def lines(result: dict[str, Any]) -> list[str]:
 
 def overview(result: dict[str, Any]) -> str:
     """One row for each case: ours, and the ratios."""
-    header = ("network", "batch", "style", "fp32 us/image", "over torch.compile", "over the best")
-    header += ("bf16 us/image", "over the best")
+    header = (
+        *("network", "batch", "style", "fp32 us/image", "over torch.compile", "over the best"),
+        *("bf16 us/image", "over the best"),
+    )
     body = []
     for case, rows in cases(result["rows"]).items():
         ours = {r["precision"]: r for r in rows if r["program"] == "fastgen" and "median_s" in r}

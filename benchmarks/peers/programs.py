@@ -103,16 +103,23 @@ def _torch(precision: str, compiled: bool) -> Build:
     return build
 
 
+def _onnx(ckpt: Checkpoint, inputs: Inputs) -> bytes:
+    """The network for these sizes, as runtimes that read ONNX like it best."""
+    from fastgen.exporters.onnx import onnx_model
+
+    shapes = {name: x.shape for name, x in inputs.items()}
+    data: bytes = onnx_model(ckpt.graph, ckpt.weights, shapes=shapes).SerializeToString()
+    return data
+
+
 def _onnxruntime(ckpt: Checkpoint, inputs: Inputs, threads: int) -> Call:
     import onnxruntime
-
-    from benchmarks.peers.to_onnx import onnx_model
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    model = onnx_model(ckpt.graph, ckpt.weights, _shapes(inputs)).SerializeToString()
+    model = _onnx(ckpt, inputs)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return lambda: session.run(None, dict(inputs))[0]
 
@@ -121,9 +128,7 @@ def _openvino(hint: str) -> Build:
     def build(ckpt: Checkpoint, inputs: Inputs, threads: int) -> Call:
         import openvino
 
-        from benchmarks.peers.to_onnx import onnx_model
-
-        model = onnx_model(ckpt.graph, ckpt.weights, _shapes(inputs)).SerializeToString()
+        model = _onnx(ckpt, inputs)
         core = openvino.Core()
         config = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -167,10 +172,6 @@ def _ncnn(ckpt: Checkpoint, inputs: Inputs, threads: int) -> Call:
         return np.array(result)[None]
 
     return call
-
-
-def _shapes(inputs: Inputs) -> dict[str, tuple[int, ...]]:
-    return {name: x.shape for name, x in inputs.items()}
 
 
 OURS = "fastgen"
