@@ -198,6 +198,8 @@ std::shared_ptr<const Plan> Engine::plan(const std::vector<ValueShape>& values,
   for (const SegmentSpec& segment : segments) {
     impl_->plan_steps(next, segment.first, impl_->threads, plan.get());
     plan->segments.push_back(impl_->plan_segment(*plan, segment));
+    plan->keeping &=
+        segment.first >= impl_->constant_steps || segment.last <= impl_->constant_steps;
     const Plan& one = *plan->segments.back().plan;
     plan->thread_floats = std::max(plan->thread_floats, one.total_floats);
     next = segment.last;
@@ -214,8 +216,7 @@ std::vector<bool> Engine::Impl::local_values(const std::vector<SegmentSpec>& seg
   int64_t end = 0;
   for (const SegmentSpec& segment : segments) {
     require(segment.first >= end && segment.last > segment.first &&
-                segment.last <= static_cast<int>(steps.size()) &&
-                (segment.first >= constant_steps || segment.last <= constant_steps),
+                segment.last <= static_cast<int>(steps.size()),
             "segments are out of order");
     require(segment.floats >= 0 && segment.floats <= kMaxFloats, "a segment is too large");
     end = segment.last;
@@ -347,6 +348,7 @@ void Engine::run(const Plan& plan, const std::vector<float*>& externals, uint64_
   std::lock_guard<std::mutex> lock(impl_->mutex);
   require(impl_->owns(plan), "the plan belongs to another engine");
   require(static_cast<int>(externals.size()) == plan.externals, "wrong number of arrays");
+  require(plan.keeping || !constants, "a segment has constant steps and others");
   if (!impl_->keeps(plan, constants))
     impl_->arena.reserve(static_cast<size_t>(plan.total_floats) * 4);
   impl_->execute(plan, externals, constants);

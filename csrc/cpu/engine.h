@@ -84,6 +84,7 @@ struct Plan {
   int externals = 0;
   std::vector<int64_t> external_floats;
   std::vector<Segment> segments;
+  bool keeping = true;  // the constant steps can be left out
   int64_t images = 0, thread_floats = 0;  // thread_floats: what segments need in each thread
 };
 

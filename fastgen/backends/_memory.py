@@ -22,7 +22,10 @@ _MAP = 256 * 1024  # most numbers of a value of one image
 
 
 def segment_steps(lowered: Lowered) -> list[Segment]:
-    """Runs of steps that can be done image by image; called before the weights are given away."""
+    """Runs of steps that can be done image by image; called before the weights are given away.
+
+    None has both constant steps and others.
+    """
 
     def alone(step: Step) -> bool:
         if not isinstance(step, ConvStep):
@@ -46,6 +49,7 @@ def plan_values(
     external: bool,
     floats_of: Callable[[tuple[int, ...]], int],
     segments: Iterable[Segment] = (),
+    keep: bool = True,
 ) -> tuple[list[Entry], int, int, list[Placed]]:
     """Places all values.
 
@@ -55,6 +59,7 @@ def plan_values(
         external: whether inputs and outputs are arrays of the caller, not parts of the arena.
         floats_of: floats of a value (n, c, h, w, planar, offset).
         segments: see :func:`segment_steps`; those whose values are small are taken.
+        keep: what the constant steps leave for the others outlives the run.
 
     Returns:
         Per value (n, c, h, w, planar, offset in floats, or -1 - index of an external array, floats
@@ -72,12 +77,16 @@ def plan_values(
         [lowered.whole(value) for value in (*step.reads(), *step.writes())]
         for step in lowered.steps
     ]
-    taken = [
-        (first, last)
-        for first, last in segments
-        if all(single[value] <= _MAP for values in touched[first:last] for value in values)
-    ]
-    ends = _lifetimes(lowered, taken)
+    constant = lowered.constant if keep else 0
+    taken: list[Segment] = []
+    for first, last in segments:
+        if any(single[value] > _MAP for values in touched[first:last] for value in values):
+            continue
+        if taken and taken[-1][1] == first != constant:
+            taken[-1] = taken[-1][0], last
+        else:
+            taken.append((first, last))
+    ends = _lifetimes(lowered, taken, constant)
     outside = [*lowered.inputs.values(), *lowered.outputs.values()]
     fixed = {index: -1 - i for i, index in enumerate(outside)} if external else {}
     local: dict[int, int] = {}
@@ -120,7 +129,9 @@ def _inside(lowered: Lowered, full: list[tuple[int, int, int, int, bool]], index
     return offset
 
 
-def _lifetimes(lowered: Lowered, segments: list[Segment]) -> dict[int, tuple[int, int]]:
+def _lifetimes(
+    lowered: Lowered, segments: list[Segment], constant: int
+) -> dict[int, tuple[int, int]]:
     """First and last step of each value's memory; a segment's steps happen all at once."""
     last = len(lowered.steps)
     span = {i: (a, b - 1) for a, b in segments for i in range(a, b)}
@@ -133,7 +144,7 @@ def _lifetimes(lowered: Lowered, segments: list[Segment]) -> dict[int, tuple[int
         for index in map(lowered.whole, step.reads()):
             low, high = found.get(index, (-1, -1))
             found[index] = low, max(high, end)
-            if position >= lowered.constant > low:
+            if position >= constant > low >= 0:
                 found[index] = -1, last  # the next run may read it again
     for index in lowered.outputs.values():
         found[index] = found.get(index, (-1, -1))[0], last

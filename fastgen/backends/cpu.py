@@ -184,7 +184,7 @@ class Runner:
             number = 0 if any(name in arrays for name in kept_arrays) else number
             arrays = kept_arrays | arrays
         shapes = {name: array.shape for name, array in arrays.items()}
-        plan, values = self._plan(shapes, external=True)
+        plan, values = self._plan(shapes, external=True, keep=number > 0)
         results: dict[str, np.ndarray] = {}
         single = len(self.graph.outputs) == 1
         for name in self._lowered.outputs:
@@ -274,10 +274,10 @@ class Runner:
         return target
 
     def _plan(
-        self, inputs: dict[str, tuple[int, ...]], external: bool
+        self, inputs: dict[str, tuple[int, ...]], external: bool, keep: bool = False
     ) -> tuple[Any, dict[str, tuple[int, ...]]]:
         """The engine's plan and the shapes of all values for these input shapes."""
-        key = (tuple(sorted(inputs.items())), external)
+        key = (tuple(sorted(inputs.items())), external, keep)
         plans = self._plans
         try:
             plans.move_to_end(key)
@@ -294,6 +294,7 @@ class Runner:
             external,
             _extension().value_floats,
             self._segments if whole else (),
+            keep,
         )
         entry = (self._engine.plan(*placed), shapes)
         plans[key] = entry
@@ -339,12 +340,13 @@ def _for_batch(
 ) -> dict[str, np.ndarray]:
     """The constant inputs for the batch size of the others; a single one is repeated."""
     batch = next((array.shape[0] for array in arrays.values() if array.ndim), 1)
-    if 1 in kept and batch not in kept:
-        repeated = {name: np.repeat(array, batch, 0) for name, array in kept[1].items()}
-        for other in [size for size in kept if size != 1]:
-            kept.pop(other, None)
-        kept[batch] = repeated
-    return kept.get(batch) or next(iter(kept.values()))
+    found = kept.get(batch)
+    if found is None and 1 in kept:
+        found = {name: np.repeat(array, batch, 0) for name, array in kept[1].items()}
+        if len(kept) > _PLANS:
+            kept.pop(max(kept), None)
+        kept[batch] = found
+    return found or next(iter(kept.values()))
 
 
 def _float_array(name: str, array: Any) -> np.ndarray:
