@@ -105,6 +105,7 @@ ConvSpec conv(const py::handle& o) {
   s.small = o.attr("small").cast<bool>();
   s.flat = o.attr("flat").cast<bool>();
   s.residual = o.attr("residual").cast<int>();
+  s.direct = o.attr("direct").cast<bool>();
   return s;
 }
 
@@ -113,8 +114,13 @@ ValueShape value_shape(const py::handle& item) {
   if (t.size() != 6 && t.size() != 7)
     throw std::invalid_argument("a value is (n, c, h, w, planar, offset[, image])");
   const int64_t image = t.size() == 7 ? t[6].cast<int64_t>() : 0;
-  return {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>(), t[3].cast<int64_t>(),
-          t[4].cast<bool>(),    t[5].cast<int64_t>(), image};
+  return {t[0].cast<int64_t>(),
+          t[1].cast<int64_t>(),
+          t[2].cast<int64_t>(),
+          t[3].cast<int64_t>(),
+          t[4].cast<bool>(),
+          t[5].cast<int64_t>(),
+          image};
 }
 
 // The plan keeps its engine's identity, and here also what the arrays must hold.

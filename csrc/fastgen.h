@@ -66,6 +66,7 @@ struct ConvSpec {
   // `fine`: Winograd convolutions of the latter take a third more products, for 4 dB less error.
   int products = kFloat32;
   bool fine = false;
+  bool direct = false;  // never by Winograd: the maps are so small that its weights would cost more
   std::vector<float> bias;  // per output, or empty
   int act = 0;
   float slope = 0;

@@ -114,6 +114,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of both, those of a case from the newer; by network, batch and style."""
+
+    def case(row: dict[str, Any]) -> tuple[int, int, bool]:
+        return NETWORKS.index(row["network"]), row["batch"], not row["encoded"]
+
+    measured = {case(row) for row in new}
+    return sorted([row for row in old if case(row) not in measured] + new, key=case)
+
+
 def main() -> int:
     """Returns the exit code: 1 when a gate of ours failed."""
     parser = argparse.ArgumentParser(
@@ -133,6 +143,9 @@ def main() -> int:
     parser.add_argument(
         "--save", action="store_true", help="write benchmarks/results, docs/performance.md"
     )
+    parser.add_argument(
+        "--add", type=Path, help="keep the rows of this result file that are not measured again"
+    )
     parser.add_argument("--page", type=Path, help="write the page from this file, measure nothing")
     args = parser.parse_args()
     if args.page:
@@ -145,6 +158,8 @@ def main() -> int:
     except (FastgenError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
+    if args.add:
+        result["rows"] = merged(json.loads(args.add.read_text("utf-8"))["rows"], result["rows"])
     print(json.dumps(result, indent=1) if args.json else "\n".join(report.lines(result)))
     if args.save:
         target = save(result, "generate-")

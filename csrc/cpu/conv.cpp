@@ -10,6 +10,9 @@ namespace fastgen {
 namespace {
 
 constexpr int64_t kMaxWeights = int64_t{1} << 32;
+constexpr int64_t kTinyMap = 64;  // most pixels of a map that shares its tile with others
+constexpr int64_t kBatchFloats = 512 * 256;  // of such a tile's panel: half of a level 2 cache
+constexpr int64_t kMostBatch = 64;
 constexpr int64_t kSlack = 256 + 32 * kBlock;  // floats that whole vectors may reach too far
 
 int64_t element(int dtype) { return dtype == kFloat32 ? 4 : 2; }
@@ -187,7 +190,8 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
                 span_x_ >= spec_.stride && low_y_ <= 0 && low_x_ <= 0 &&
                 low_y_ + rows >= out->maps.height && low_x_ + columns >= out->maps.width,
             label + ": does not read all of the source that it stores");
-  const int64_t tiles = s.images * out->tiles_y * out->tiles_x;
+  batch_plan(s, threads, out);
+  const int64_t tiles = ceil_div(s.images, out->batch) * out->tiles_y * out->tiles_x;
   const int64_t groups = static_cast<int64_t>(groups_.size());
   out->chunks = std::clamp<int64_t>(ceil_div(2 * threads, tiles), 1, groups);
   if (tiles >= 2 * threads) out->chunks = 1;
@@ -203,7 +207,8 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
 void Conv::direct_plan(const ConvShape& s, int threads, StepPlan* out) const {
   const int most = spec_.small ? isa_->small_pixels : isa_->pixels[groups_.front()];
   // One thread needs no split; statistics are summed by tiles, the same ones for all.
-  const int64_t items = threads == 1 && spec_.norm.slot < 0 ? 1024 : s.images;
+  const bool tiny = s.images > 1 && out->domain_rows * out->domain_columns <= kTinyMap;
+  const int64_t items = tiny || (threads == 1 && spec_.norm.slot < 0) ? 1024 : s.images;
   geometry(spec_.inputs, format(), span_y_, span_x_, spec_.stride, items, most, threads, out);
   out->part_rows = out->tile_rows;
   const int64_t tile_rows = (out->tile_rows - 1) * spec_.stride + span_y_;
@@ -216,6 +221,18 @@ void Conv::direct_plan(const ConvShape& s, int threads, StepPlan* out) const {
       align16(tile_rows * (ceil_div(tile_columns, kBlock) + 1) * kBlock * per_pixel + kSlack);
   if (spec_.small)  // its rows, before they are written in another order
     out->panel_floats += align16(4 * (out->tile_columns + 256));
+}
+
+// Small maps of many images share a tile, so that weights are read once for all of them.
+void Conv::batch_plan(const ConvShape& s, int threads, StepPlan* out) const {
+  out->image_floats = out->panel_floats;
+  if (winograd_ || spec_.small || spec_.flat || s.images < 2 || out->tiles_y * out->tiles_x > 1 ||
+      out->domain_rows * out->domain_columns > kTinyMap)
+    return;
+  const int64_t fit = kBatchFloats / out->panel_floats;
+  out->batch = std::clamp<int64_t>(fit, 1, ceil_div(s.images, threads));
+  out->batch = std::min(out->batch, kMostBatch);
+  out->panel_floats *= out->batch;
 }
 
 FinishArgs Conv::finish_args(const ConvCall& c) const {
@@ -268,6 +285,7 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
   }
   m.out = buffer;
   const int64_t window = (phase.dy - low_y_) * pack.dst_row + (phase.dx - low_x_) * channels;
+  const int64_t image_stats = blocks_of(spec_.outputs) * 3 * kBlock;
   const auto micro = bf16_ ? isa_->micro_bf16 : isa_->micro;
 
   FinishArgs f = finish_args(c);
@@ -282,21 +300,26 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
     m.bias = bias_.data() + block * kBlock;
     f.nb = nb;
     f.channels = group_channels(g, block);
-    f.stats = t.stats ? t.stats + block * 3 * kBlock : nullptr;
-    f.before = *done;
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t y = (t.row + r) * spec_.out_stride + phase.ry;
-      for (int64_t piece = 0; piece < pieces; ++piece) {
-        const int64_t x0 = columns * piece / pieces, x1 = columns * (piece + 1) / pieces;
-        m.panel = static_cast<char*>(pack.dst) +
-                  (window + r * spec_.stride * pack.dst_row + x0 * m.pixel) * factor_bytes();
-        f.pixels = static_cast<int>(x1 - x0);
-        if (in_place(c) && g == t.first_group)  // no pass over the input came before
-          for (int64_t i = 0; i < f.pixels * m.pixel; i += 32)
-            __builtin_prefetch(static_cast<const uint16_t*>(m.panel) + f.pixels * m.pixel + i);
-        micro(m, f.pixels, nb);
-        finish_at(c, t, block, y, (t.column + x0) * spec_.out_stride + phase.rx, &f);
-        f.before += f.pixels;
+    for (int64_t k = 0; k < t.images; ++k) {
+      Tile one = t;
+      one.image += k;
+      const char* panel = static_cast<const char*>(t.panels[k]);
+      f.stats = t.stats ? t.stats + k * image_stats + block * 3 * kBlock : nullptr;
+      f.before = *done;
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t y = (t.row + r) * spec_.out_stride + phase.ry;
+        for (int64_t piece = 0; piece < pieces; ++piece) {
+          const int64_t x0 = columns * piece / pieces, x1 = columns * (piece + 1) / pieces;
+          m.panel =
+              panel + (window + r * spec_.stride * pack.dst_row + x0 * m.pixel) * factor_bytes();
+          f.pixels = static_cast<int>(x1 - x0);
+          if (in_place(c) && g == t.first_group)  // no pass over the input came before
+            for (int64_t i = 0; i < f.pixels * m.pixel; i += 32)
+              __builtin_prefetch(static_cast<const uint16_t*>(m.panel) + f.pixels * m.pixel + i);
+          micro(m, f.pixels, nb);
+          finish_at(c, one, block, y, (t.column + x0) * spec_.out_stride + phase.rx, &f);
+          f.before += f.pixels;
+        }
       }
     }
   }
@@ -417,7 +440,8 @@ void Conv::tile(const ConvCall& c, int64_t item, int thread) const {
   const int64_t per_image = p.tiles_y * p.tiles_x, within = part % per_image;
   const int64_t across = within % p.tiles_x;
   Tile t{};
-  t.image = part / per_image;
+  t.image = part / per_image * p.batch;
+  t.images = std::min(p.batch, c.shape->images - t.image);
   t.row = within / p.tiles_x * p.tile_rows;
   t.column = across * p.tile_columns;
   t.rows = std::min(p.tile_rows, p.domain_rows - t.row);
@@ -433,6 +457,16 @@ void Conv::tile(const ConvCall& c, int64_t item, int thread) const {
   float* panel = c.panels + thread * c.panel_stride;
   const PackArgs a = pack_args(c, t, panel, c.copy.data && chunk == 0);
   if (!in_place(c)) isa_->pack(a);
+  const void* panels[kMostBatch] = {a.dst};
+  t.panels = panels;
+  for (int64_t k = 1; k < t.images; ++k) {
+    Tile other = t;
+    other.image += k;
+    const PackArgs next =
+        pack_args(c, other, panel + k * p.image_floats, c.copy.data && chunk == 0);
+    if (!in_place(c)) isa_->pack(next);
+    panels[k] = next.dst;
+  }
   if (winograd_) {
     for (int parity = 1; parity < spec_.stride * spec_.stride; ++parity) pack_parity(p, a, parity);
     return winograd_tile(c, t, a);
@@ -459,7 +493,7 @@ void Conv::run(const ConvCall& c) const {
   const auto parallel = [&](int64_t items, const Pool::Job& job) {
     c.pool ? c.pool->run(items, job) : op_parallel(items, job);
   };
-  parallel(images * p.tiles_y * p.tiles_x * p.chunks,
+  parallel(ceil_div(images, p.batch) * p.tiles_y * p.tiles_x * p.chunks,
            [&](int64_t item, int thread) { tile(c, item, thread); });
   if (spec_.norm.slot < 0) return;
   const int64_t parts = ceil_div(p.domain_rows, p.part_rows) * parts_x;

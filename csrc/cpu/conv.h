@@ -66,12 +66,15 @@ class Conv {
   struct Tile {
     int64_t image, row, rows, column, columns, first_group, last_group;
     float* stats;  // of the tile's first part, or null
+    int64_t images = 1;
+    const void* const* panels = nullptr;  // of each image
   };
 
   void check();
   void span();
   void split_upsampling();
   void pack_weights();
+  void batch_plan(const ConvShape& shape, int threads, StepPlan* out) const;
   void direct_plan(const ConvShape& shape, int threads, StepPlan* out) const;
   void tile(const ConvCall& c, int64_t item, int thread) const;
   PackArgs pack_args(const ConvCall& c, const Tile& t, float* panel, bool copying) const;

@@ -52,8 +52,9 @@ struct StepPlan {
   int64_t domain_rows = 0, domain_columns = 0, tile_rows = 1, tile_columns = 1;
   int64_t tiles_y = 1, tiles_x = 1, chunks = 1;  // chunks: parts of the output channels
   int64_t panel_floats = 0, stats_floats = 0;
-  int64_t first_y = 0, first_x = 0;  // window position 0 in input coordinates
-  int64_t part_rows = 1;             // domain rows whose statistics are summed together
+  int64_t batch = 1, image_floats = 0;  // images in a tile, the panel's floats of each
+  int64_t first_y = 0, first_x = 0;     // window position 0 in input coordinates
+  int64_t part_rows = 1;                // domain rows whose statistics are summed together
   double flops = 0;
 };
 
@@ -84,7 +85,7 @@ struct Plan {
   int externals = 0;
   std::vector<int64_t> external_floats;
   std::vector<Segment> segments;
-  bool keeping = true;  // the constant steps can be left out
+  bool keeping = true;                    // the constant steps can be left out
   int64_t images = 0, thread_floats = 0;  // thread_floats: what segments need in each thread
 };
 
@@ -106,7 +107,8 @@ struct Context {
   float* data(int index) const {
     const Value& v = plan->values[index];
     const int64_t offset = v.shape.offset;
-    float* const from = offset < 0 ? (*externals)[-1 - offset] : (v.shared ? shared : arena) + offset;
+    float* const from =
+        offset < 0 ? (*externals)[-1 - offset] : (v.shared ? shared : arena) + offset;
     return v.shared ? from + image * v.image : from;
   }
   // [image][scale: padded channels][shift: padded channels]

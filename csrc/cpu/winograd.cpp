@@ -32,7 +32,7 @@ void line(const double* g, int stride, int r, int n, double* y) {
 // size for each: four times the inputs.
 void Conv::winograd_size() {
   const int r = static_cast<int>(ceil_div(spec_.phases[0].kh, spec_.stride));
-  if (spec_.stride > 2 || r < 2 || r > 5 || spec_.small || spec_.flat || spec_.inputs < kLeast ||
+  if (spec_.direct || spec_.stride > 2 || r < 2 || r > 5 || spec_.small || spec_.flat || spec_.inputs < kLeast ||
       spec_.outputs < kLeast / 2)
     return;
   if (spec_.stride == 2 &&

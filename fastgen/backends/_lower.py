@@ -45,6 +45,8 @@ _UPSAMPLE, _CROP, _PAD_ZEROS, _PAD_REFLECT = range(4)
 _ZEROS, _REFLECT = range(2)
 _POOLS = {"max": 0, "avg": 1, "global_avg": 2}
 
+_TINY = 64  # pixels of a map that are too few for Winograd: its weights are read for four tiles
+
 Array = np.ndarray
 
 
@@ -235,6 +237,9 @@ class _Lowering(Joins):
         return False
 
     def write_conv(self, name: str, step: ConvStep) -> None:
+        if name in self.fixed and len(self.fixed[name]) == 3:
+            _, height, width = self.fixed[name]
+            step.direct = height * width <= _TINY * step.out_stride**2
         step.out = self.value(name, planar=step.small)
         self.writer[step.out] = step
         self.state[name] = Source(step.out)

@@ -123,6 +123,7 @@ class ConvStep(Step):
     residual: int = -1  # value added to the output before the activation; see ``parts``
     # Convolutions of the rest of a concatenated source. Their sum is the residual.
     parts: list[ConvStep] = field(default_factory=list)
+    direct: bool = False  # the maps are too small for Winograd
     rows: Array | None = None  # channel of each output (-1: none), where they are not the same
 
     def reads(self) -> list[int]:
