@@ -12,12 +12,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastgen import ops
+    from fastgen import ops, video
     from fastgen.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from fastgen.errors import BackendUnavailable, CheckpointError, FastgenError, ImageError
     from fastgen.exporters import export_onnx
     from fastgen.styles import list_styles, load_style
-    from fastgen.stylizer import Stylizer, stylize
+    from fastgen.stylizer import StreamStats, Stylizer, stylize
+    from fastgen.video import stylize_video
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ __all__ = [
     "CheckpointError",
     "FastgenError",
     "ImageError",
+    "StreamStats",
     "Stylizer",
     "__version__",
     "export_onnx",
@@ -36,6 +38,8 @@ __all__ = [
     "ops",
     "save_checkpoint",
     "stylize",
+    "stylize_video",
+    "video",
 ]
 
 _HOME = {
@@ -44,6 +48,7 @@ _HOME = {
     "CheckpointError": "errors",
     "FastgenError": "errors",
     "ImageError": "errors",
+    "StreamStats": "stylizer",
     "Stylizer": "stylizer",
     "export_onnx": "exporters",
     "list_styles": "styles",
@@ -52,6 +57,8 @@ _HOME = {
     "ops": "",
     "save_checkpoint": "checkpoint",
     "stylize": "stylizer",
+    "stylize_video": "video",
+    "video": "",
 }
 
 

@@ -30,6 +30,8 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
                 "fastgen.metrics",
                 "fastgen.calibrate",
                 "fastgen._convert",
+                "fastgen._stream",
+                "fastgen.video",
             ),
         ),
     ),
@@ -153,7 +155,7 @@ NEEDS_TORCH = ("fastgen.backends.torch", "fastgen.train", "fastgen.kernels.jit")
 def test_heavy_libraries_are_imported_lazily(module: str) -> None:
     path = MODULES[module]
     tree = _at_import_time(ast.parse(path.read_text("utf-8")))
-    heavy = {"torch", "triton", "torchvision", "tensorboard", "matplotlib", "onnx"}
+    heavy = {"torch", "triton", "torchvision", "tensorboard", "matplotlib", "onnx", "av"}
     found = [(line, t) for line, t in _imports(tree, module, path) if t.split(".")[0] in heavy]
     assert not found, f"{path.relative_to(ROOT)} imports {found} at import time"
 

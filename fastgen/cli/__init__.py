@@ -10,6 +10,7 @@ app = Commands(
     "fastgen",
     {
         "stylize": ("fastgen.cli.stylize:stylize", "Paint photos in a style."),
+        "video": ("fastgen.cli.video:video", "Paint every frame of a video."),
         "styles": ("fastgen.cli.styles:styles", "List the shipped styles."),
         "doctor": ("fastgen.cli.doctor:doctor", "Show what can run on this machine and why."),
         "import": (
