@@ -10,9 +10,6 @@ namespace fastgen {
 namespace {
 
 constexpr int64_t kMaxWeights = int64_t{1} << 32;
-constexpr int64_t kTinyMap = 64;  // most pixels of a map that shares its tile with others
-constexpr int64_t kBatchFloats = 512 * 256;  // of such a tile's panel: half of a level 2 cache
-constexpr int64_t kMostBatch = 64;
 constexpr int64_t kSlack = 256 + 32 * kBlock;  // floats that whole vectors may reach too far
 
 int64_t element(int dtype) { return dtype == kFloat32 ? 4 : 2; }
@@ -207,8 +204,8 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
 void Conv::direct_plan(const ConvShape& s, int threads, StepPlan* out) const {
   const int most = spec_.small ? isa_->small_pixels : isa_->pixels[groups_.front()];
   // One thread needs no split; statistics are summed by tiles, the same ones for all.
-  const bool tiny = s.images > 1 && out->domain_rows * out->domain_columns <= kTinyMap;
-  const int64_t items = tiny || (threads == 1 && spec_.norm.slot < 0) ? 1024 : s.images;
+  const bool alone = threads == 1 && spec_.norm.slot < 0;
+  const int64_t items = alone || shares_tiles(s, *out) ? 1024 : s.images;
   geometry(spec_.inputs, format(), span_y_, span_x_, spec_.stride, items, most, threads, out);
   out->part_rows = out->tile_rows;
   const int64_t tile_rows = (out->tile_rows - 1) * spec_.stride + span_y_;
@@ -221,18 +218,6 @@ void Conv::direct_plan(const ConvShape& s, int threads, StepPlan* out) const {
       align16(tile_rows * (ceil_div(tile_columns, kBlock) + 1) * kBlock * per_pixel + kSlack);
   if (spec_.small)  // its rows, before they are written in another order
     out->panel_floats += align16(4 * (out->tile_columns + 256));
-}
-
-// Small maps of many images share a tile, so that weights are read once for all of them.
-void Conv::batch_plan(const ConvShape& s, int threads, StepPlan* out) const {
-  out->image_floats = out->panel_floats;
-  if (winograd_ || spec_.small || spec_.flat || s.images < 2 || out->tiles_y * out->tiles_x > 1 ||
-      out->domain_rows * out->domain_columns > kTinyMap)
-    return;
-  const int64_t fit = kBatchFloats / out->panel_floats;
-  out->batch = std::clamp<int64_t>(fit, 1, ceil_div(s.images, threads));
-  out->batch = std::min(out->batch, kMostBatch);
-  out->panel_floats *= out->batch;
 }
 
 FinishArgs Conv::finish_args(const ConvCall& c) const {
@@ -462,8 +447,8 @@ void Conv::tile(const ConvCall& c, int64_t item, int thread) const {
   for (int64_t k = 1; k < t.images; ++k) {
     Tile other = t;
     other.image += k;
-    const PackArgs next =
-        pack_args(c, other, panel + k * p.image_floats, c.copy.data && chunk == 0);
+    const bool copying = c.copy.data && chunk == 0;
+    const PackArgs next = pack_args(c, other, panel + k * p.image_floats, copying);
     if (!in_place(c)) isa_->pack(next);
     panels[k] = next.dst;
   }

@@ -74,7 +74,12 @@ class Conv {
   void span();
   void split_upsampling();
   void pack_weights();
+
+  // conv_batch.cpp: small maps of many images share a tile, so that weights are read once for all.
+  static constexpr int64_t kMostBatch = 64;
+  bool shares_tiles(const ConvShape& shape, const StepPlan& plan) const;
   void batch_plan(const ConvShape& shape, int threads, StepPlan* out) const;
+
   void direct_plan(const ConvShape& shape, int threads, StepPlan* out) const;
   void tile(const ConvCall& c, int64_t item, int thread) const;
   PackArgs pack_args(const ConvCall& c, const Tile& t, float* panel, bool copying) const;

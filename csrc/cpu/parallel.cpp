@@ -114,7 +114,7 @@ Pool::~Pool() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stop_ = true;
-    generation_.fetch_add(1, std::memory_order_release);
+    state_.store(((state_.load() >> kCountBits) + 1) << kCountBits | kClosed);
   }
   wake_.notify_all();
   for (std::thread& worker : workers_) worker.join();
@@ -139,28 +139,44 @@ void Pool::run(int64_t items, const Job& job) {
     job_ = &job;
     items_ = items;
     next_.store(0, std::memory_order_relaxed);
-    busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-    generation_.fetch_add(1, std::memory_order_release);
+    const uint64_t generation = state_.load(std::memory_order_relaxed) >> kCountBits;
+    state_.store((generation + 1) << kCountBits, std::memory_order_release);
   }
   wake_.notify_all();
   take(0);
-  for (int i = 0; i < kSpins && busy_.load(std::memory_order_acquire); ++i) pause();
+  // Nothing is left. Only for those who joined: one that the system has not woken yet is not
+  // needed.
+  if (!(state_.fetch_or(kClosed, std::memory_order_acq_rel) & kCount)) return;
+  const auto done = [this] { return !(state_.load(std::memory_order_acquire) & kCount); };
+  for (int i = 0; i < kSpins && !done(); ++i) pause();
   std::unique_lock<std::mutex> lock(mutex_);
-  done_.wait(lock, [this] { return busy_.load(std::memory_order_acquire) == 0; });
+  done_.wait(lock, done);
+}
+
+bool Pool::join(uint64_t* seen) {
+  uint64_t state = state_.load(std::memory_order_acquire);
+  for (;;) {
+    *seen = state >> kCountBits;
+    if (state & kClosed) return false;
+    if (state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel)) return true;
+  }
 }
 
 void Pool::work(int thread) {
   uint64_t seen = 0;
+  const auto changed = [&] { return state_.load(std::memory_order_acquire) >> kCountBits != seen; };
   for (;;) {
-    for (int i = 0; i < kSpins && generation_.load(std::memory_order_acquire) == seen; ++i) pause();
-    {
+    for (int i = 0; i < kSpins && !changed(); ++i) pause();
+    if (!changed()) {
       std::unique_lock<std::mutex> lock(mutex_);
-      wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
-      seen = generation_.load(std::memory_order_relaxed);
-      if (stop_) return;
+      wake_.wait(lock, changed);
     }
+    const bool joined = join(&seen);
+    if (stop_) return;
+    if (!joined) continue;
     take(thread);
-    if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+    const uint64_t before = state_.fetch_sub(1, std::memory_order_acq_rel);
+    if ((before & kClosed) && (before & kCount) == 1) {
       std::lock_guard<std::mutex> lock(mutex_);
       done_.notify_one();
     }

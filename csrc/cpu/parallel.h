@@ -16,7 +16,8 @@ namespace fastgen {
 int default_threads();
 
 // Runs items 0..n-1 of a job on `threads` threads, the caller among them. Workers take items from
-// a shared counter, wait for the next job with a spin of some microseconds, then sleep.
+// a shared counter, wait for the next job with a spin of some microseconds, then sleep. The caller
+// waits for those alone that joined: on a busy machine one that wakes late costs nothing.
 class Pool {
  public:
   using Job = std::function<void(int64_t item, int thread)>;
@@ -33,13 +34,16 @@ class Pool {
  private:
   void work(int thread);
   void take(int thread);
+  bool join(uint64_t* seen);
 
   int threads_;
   const Job* job_ = nullptr;
   int64_t items_ = 0;
   std::atomic<int64_t> next_{0};
-  std::atomic<uint64_t> generation_{0};
-  std::atomic<int> busy_{0};
+  // Number of the job, whether it takes no more workers, and how many work on it.
+  static constexpr int kCountBits = 16;
+  static constexpr uint64_t kClosed = uint64_t{1} << 15, kCount = kClosed - 1;
+  std::atomic<uint64_t> state_{kClosed};
   std::atomic<bool> stop_{false};
   std::mutex mutex_;
   std::condition_variable wake_, done_;
