@@ -39,7 +39,7 @@ def check(graph: Graph, batch: int, isa: str, threads: int = 2) -> None:
     rng = np.random.default_rng(0)
     first, second = (
         {
-            item.name: rng.normal(size=(batch, *item.shape[1:])).astype(np.float32)
+            item.name: rng.normal(size=(batch, *map(int, item.shape[1:]))).astype(np.float32)  # type: ignore[arg-type]
             for item in graph.inputs
         }
         for _ in range(2)
@@ -284,7 +284,7 @@ def _runner(threads: int = 1) -> tuple[Any, dict[str, np.ndarray]]:
 
     graph = models.create("saae_plates", width=8)
     rng = np.random.default_rng(3)
-    x = {i.name: rng.random((2, *i.shape[1:]), np.float32) for i in graph.inputs}
+    x = {i.name: rng.random((2, *map(int, i.shape[1:])), np.float32) for i in graph.inputs}  # type: ignore[arg-type]
     return Runner(graph, random_weights(graph), threads=threads), x
 
 
