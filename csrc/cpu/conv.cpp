@@ -210,9 +210,7 @@ void Conv::direct_plan(const ConvShape& s, int threads, StepPlan* out) const {
   out->part_rows = out->tile_rows;
   const int64_t tile_rows = (out->tile_rows - 1) * spec_.stride + span_y_;
   const int64_t tile_columns = (out->tile_columns - 1) * spec_.stride + span_x_;
-  const int64_t per_pixel = format() == kPanel16  ? blocks_of(spec_.inputs) * kBlock
-                            : format() == kPanel4 ? 4
-                                                  : spec_.inputs;
+  const int64_t per_pixel = format() == kPanel16 ? blocks_of(spec_.inputs) * kBlock : spec_.inputs;
   // The kernel for few outputs reads whole vectors: one block of slack per row.
   out->panel_floats =
       align16(tile_rows * (ceil_div(tile_columns, kBlock) + 1) * kBlock * per_pixel + kSlack);
@@ -264,7 +262,7 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
   m.kw = phase.kw;
   m.channels = channels;
   m.pixel = static_cast<int>(in_place(c) ? c.in.pixel : channels) * spec_.stride;
-  if (bf16_ && format() == kPanel4) {  // the taps of a row lie side by side
+  if (format() == kPanel4) {  // the taps of a row lie side by side
     m.last = m.channels = phase.kw * channels;
     m.kw = std::min(phase.kw, 1);
   }
@@ -283,6 +281,7 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
     const int64_t pieces = ceil_div(columns, most);
     m.weights = weights_.data() + phase.group[g];
     m.bias = bias_.data() + block * kBlock;
+    m.ahead = in_place(c) && g == t.first_group;  // no pass over the input came before
     f.nb = nb;
     f.channels = group_channels(g, block);
     for (int64_t k = 0; k < t.images; ++k) {
@@ -298,9 +297,6 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
           m.panel =
               panel + (window + r * spec_.stride * pack.dst_row + x0 * m.pixel) * factor_bytes();
           f.pixels = static_cast<int>(x1 - x0);
-          if (in_place(c) && g == t.first_group)  // no pass over the input came before
-            for (int64_t i = 0; i < f.pixels * m.pixel; i += 32)
-              __builtin_prefetch(static_cast<const uint16_t*>(m.panel) + f.pixels * m.pixel + i);
           micro(m, f.pixels, nb);
           finish_at(c, one, block, y, (t.column + x0) * spec_.out_stride + phase.rx, &f);
           f.before += f.pixels;
@@ -395,8 +391,8 @@ PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool co
   }
   a.dst_block = a.rows * a.dst_row;
   if (in_place(c)) {
-    a.dst = const_cast<uint16_t*>(static_cast<const uint16_t*>(a.src.data) + y0 * a.src.row +
-                                  x0 * a.src.pixel);
+    a.dst = const_cast<char*>(static_cast<const char*>(a.src.data) +
+                              (y0 * a.src.row + x0 * a.src.pixel) * factor_bytes());
     a.dst_row = a.src.row;
     a.dst_block = a.src.block;
   }

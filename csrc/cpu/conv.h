@@ -105,7 +105,7 @@ class Conv {
   void pack_pairs();
   bool in_place(const ConvCall& c) const;
   int64_t factor_bytes() const { return bf16_ ? 2 : 4; }
-  int panel_pixel() const { return format() == kPanel16 ? kBlock : bf16_ ? spec_.inputs : 4; }
+  int panel_pixel() const { return format() == kPanel16 ? kBlock : spec_.inputs; }
 
   // winograd.cpp
   struct Scratch {

@@ -19,7 +19,7 @@ enum Combine : int { kCombineNone = 0, kCombineAdd = 1, kCombineMul = 2 };
 // Layout of a packed input panel.
 enum PanelFormat : int {
   kPanel16 = 0,     // [block][row][x][16]
-  kPanel4 = 1,      // [row][x][4], for at most 4 channels; bfloat16: [row][x][channels]
+  kPanel4 = 1,      // [row][x][channels], for at most 4 channels
   kPanelPlanar = 2  // [channel][row][x]
 };
 
@@ -68,8 +68,9 @@ struct MicroArgs {
   int64_t panel_block, panel_row;
   int blocks, last;  // input blocks; channels in the last one
   int kh, kw;
-  int channels;  // channels per panel pixel: 16 or 4
+  int channels;  // of a tap: 16; of few channels all taps of a row lie side by side and are one
   int pixel;     // panel elements between neighbouring outputs: channels*stride
+  int ahead;     // bring what the next tile reads, which comes right behind, into the cache
 };
 
 // Writes a tile of outputs: y = act(tile + residual), with statistics of y before it is rounded.
@@ -152,7 +153,10 @@ struct ImageRowArgs {
 };
 
 // gram_matrix works on panels: [channel, padded with zeros to a multiple of 4][kGramPositions].
+// Blocked ones, for channels that are neighbours: [channel / 16][position][16], or pairs of
+// positions; from block to block kGramBlock.
 constexpr int kGramPositions = 512;
+constexpr int64_t kGramBlock = (kGramPositions + 1) * kBlock;
 constexpr int kGramFill = 32;  // positions are filled up with zeros to a multiple of this
 constexpr int kGramTile = 4;   // channels on each side of a tile of the result
 
@@ -164,6 +168,7 @@ struct GramPackArgs {
   int64_t channel, position;  // strides in elements
   int64_t channels;
   int count;
+  int blocked;  // the panel; channel is 1
   float* panel;
 };
 
@@ -171,8 +176,9 @@ struct GramPackArgs {
 // of the lower triangle in rows. Rows [first, last) of tiles.
 struct GramTileArgs {
   const float* panel;
-  int dtype;  // what the panel was loaded from
-  int count;  // positions, a multiple of kGramFill
+  int dtype;    // what the panel was loaded from
+  int blocked;  // the panel; `first` is a multiple of 4 then
+  int count;    // positions, if not blocked a multiple of kGramFill
   int64_t first, last;
   double* sums;
   // What the next panel will load, brought into a cache meanwhile: rows of whole lines.

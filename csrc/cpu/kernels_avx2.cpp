@@ -14,6 +14,8 @@
 #define FASTGEN_SMALL3 3  // vectors of pixels x 3 outputs in the small kernel
 #define FASTGEN_SMALL4 2
 #define FASTGEN_GRAM_COLS 2  // 4x2 vectors of sums
+#define FASTGEN_GRAM_ROWS 4  // times vectors of sums, for channels_last
+#define FASTGEN_GRAM_VECTORS 3
 
 namespace fastgen {
 namespace {

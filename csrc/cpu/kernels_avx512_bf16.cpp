@@ -12,6 +12,8 @@
 #define FASTGEN_PIXELS1 28
 #define FASTGEN_PIXELS2 14
 #define FASTGEN_GRAM_COLS 4
+#define FASTGEN_GRAM_ROWS 8  // times vectors of sums, for channels_last
+#define FASTGEN_GRAM_VECTORS 3
 
 namespace fastgen {
 namespace {

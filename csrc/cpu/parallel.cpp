@@ -16,11 +16,15 @@ namespace fastgen {
 namespace {
 
 constexpr int kMaxThreads = 1024;
-// A step of the engine takes 0.01 to 20 ms, the gap between two steps some microseconds: about 20
-// us of spinning bridges the gap. Waking up costs 50 us in a virtual machine, more than many a
-// step, so a worker waits some 200 us more for the next run, but offers its core to whoever needs
-// it.
-constexpr int kSpins = 1500, kYields = 400;
+// A step of the engine takes 0.1 to 20 ms, the gap between two steps some microseconds: about 20 us
+// of spinning bridges the gap, and an idle pool costs nothing.
+constexpr int kSpins = 1500;
+// Waking up costs 50 us in a virtual machine, more than many a step: a worker waits some 200 us
+// more for the next run, but offers its core to whoever needs it.
+constexpr int kYields = 400;
+// Parts of Pool::state_: workers inside the job, whether more may enter it, the number of the job.
+constexpr uint64_t kInside = (1 << 15) - 1, kOpen = 1 << 15, kGeneration = 1 << 16;
+static_assert(kMaxThreads < kInside, "workers are counted");
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -101,6 +105,7 @@ int default_threads() {
 }
 
 Pool::Pool(int threads) : threads_(std::clamp(threads, 1, kMaxThreads)) {
+  shares_ = std::make_unique<Share[]>(threads_);
   workers_.reserve(threads_ - 1);  // so that no allocation fails between two started threads
   for (int i = 1; i < threads_; ++i) {
     try {
@@ -116,17 +121,20 @@ Pool::~Pool() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stop_ = true;
-    state_.store(((state_.load() >> kCountBits) + 1) << kCountBits | kClosed);
+    state_.fetch_add(kGeneration);
   }
   wake_.notify_all();
   for (std::thread& worker : workers_) worker.join();
 }
 
 void Pool::take(int thread) {
-  for (;;) {
-    const int64_t item = next_.fetch_add(1, std::memory_order_relaxed);
-    if (item >= items_) return;
-    (*job_)(item, thread);
+  for (int i = 0; i < threads_; ++i) {
+    Share& share = shares_[(thread + i) % threads_];
+    for (;;) {
+      const int64_t item = share.next.fetch_add(1, std::memory_order_relaxed);
+      if (item >= share.end) break;
+      (*job_)(item, thread);
+    }
   }
 }
 
@@ -136,53 +144,55 @@ void Pool::run(int64_t items, const Job& job) {
     for (int64_t i = 0; i < items; ++i) job(i, 0);
     return;
   }
+  // Nobody is inside: the last run has waited for that.
+  job_ = &job;
+  const int64_t each = items / threads_, more = items % threads_;
+  int64_t first = 0;
+  for (int t = 0; t < threads_; ++t) {
+    shares_[t].next.store(first, std::memory_order_relaxed);
+    first += each + (t < more ? 1 : 0);
+    shares_[t].end = first;
+  }
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    job_ = &job;
-    items_ = items;
-    next_.store(0, std::memory_order_relaxed);
-    const uint64_t generation = state_.load(std::memory_order_relaxed) >> kCountBits;
-    state_.store((generation + 1) << kCountBits, std::memory_order_release);
+    state_.store((state_.load() | (kGeneration - 1)) + 1 + kOpen);
   }
   wake_.notify_all();
   take(0);
-  // Nothing is left. Only for those who joined: one that the system has not woken yet is not
-  // needed.
-  if (!(state_.fetch_or(kClosed, std::memory_order_acq_rel) & kCount)) return;
-  const auto done = [this] { return !(state_.load(std::memory_order_acquire) & kCount); };
-  for (int i = 0; i < kSpins && !done(); ++i) pause();
-  std::unique_lock<std::mutex> lock(mutex_);
-  done_.wait(lock, done);
-}
-
-bool Pool::join(uint64_t* seen) {
-  uint64_t state = state_.load(std::memory_order_acquire);
-  for (;;) {
-    *seen = state >> kCountBits;
-    if (state & kClosed) return false;
-    if (state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel)) return true;
+  // A worker that has not come by now has nothing left to do, and is not waited for.
+  if ((state_.fetch_and(~kOpen) & kInside) == 0) return;
+  for (int i = 0; i < kSpins; ++i) {
+    if ((state_.load() & kInside) == 0) return;
+    pause();
   }
+  std::unique_lock<std::mutex> lock(mutex_);
+  waiting_ = true;
+  done_.wait(lock, [this] { return (state_.load() & kInside) == 0; });
+  waiting_ = false;
 }
 
 void Pool::work(int thread) {
-  uint64_t seen = 0;
-  const auto changed = [&] { return state_.load(std::memory_order_acquire) >> kCountBits != seen; };
+  uint64_t seen = 0;  // generation
   for (;;) {
-    for (int i = 0; i < kSpins && !changed(); ++i) pause();
-    for (int i = 0; i < kYields && !changed(); ++i) std::this_thread::yield();
-    if (!changed()) {
+    uint64_t state = state_.load();
+    for (int i = 0; i < kSpins && state / kGeneration == seen; ++i) pause(), state = state_.load();
+    for (int i = 0; i < kYields && state / kGeneration == seen; ++i)
+      std::this_thread::yield(), state = state_.load();
+    if (state / kGeneration == seen) {
       std::unique_lock<std::mutex> lock(mutex_);
-      wake_.wait(lock, changed);
+      wake_.wait(lock, [&] { return (state = state_.load()) / kGeneration != seen; });
     }
-    const bool joined = join(&seen);
+    seen = state / kGeneration;
     if (stop_) return;
-    if (!joined) continue;
-    take(thread);
-    const uint64_t before = state_.fetch_sub(1, std::memory_order_acq_rel);
-    if ((before & kClosed) && (before & kCount) == 1) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      done_.notify_one();
-    }
+    while (state / kGeneration == seen && (state & kOpen))
+      if (state_.compare_exchange_weak(state, state + 1)) {
+        take(thread);
+        if (((state_.fetch_sub(1) - 1) & kInside) == 0 && waiting_) {
+          std::lock_guard<std::mutex> lock(mutex_);
+          done_.notify_one();
+        }
+        break;
+      }
   }
 }
 

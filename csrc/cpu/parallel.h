@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -15,9 +16,10 @@ namespace fastgen {
 // Throws std::invalid_argument when the variable is not a number in 1..1024.
 int default_threads();
 
-// Runs items 0..n-1 of a job on `threads` threads, the caller among them. Workers take items from
-// a shared counter, wait for the next job with a spin of some microseconds, then sleep. The caller
-// waits for those alone that joined: on a busy machine one that wakes late costs nothing.
+// Runs items 0..n-1 of a job on `threads` threads, the caller among them. Each thread begins with a
+// share of neighbouring items, the same one in every job of as many items: what it left in its
+// core's caches is there when the next job reads or writes the same memory. Then it helps others.
+// Workers wait for the next job with a spin of some microseconds, then sleep.
 class Pool {
  public:
   using Job = std::function<void(int64_t item, int thread)>;
@@ -34,17 +36,18 @@ class Pool {
  private:
   void work(int thread);
   void take(int thread);
-  bool join(uint64_t* seen);
+
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
 
   int threads_;
   const Job* job_ = nullptr;
-  int64_t items_ = 0;
-  std::atomic<int64_t> next_{0};
-  // Number of the job, whether it takes no more workers, and how many work on it.
-  static constexpr int kCountBits = 16;
-  static constexpr uint64_t kClosed = uint64_t{1} << 15, kCount = kClosed - 1;
-  std::atomic<uint64_t> state_{kClosed};
+  std::unique_ptr<Share[]> shares_;
+  std::atomic<uint64_t> state_{0};  // see parallel.cpp
   std::atomic<bool> stop_{false};
+  std::atomic<bool> waiting_{false};  // the caller sleeps until nobody is inside
   std::mutex mutex_;
   std::condition_variable wake_, done_;
   std::vector<std::thread> workers_;

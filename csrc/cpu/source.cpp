@@ -210,9 +210,7 @@ void geometry(int channels, int format, int64_t span_y, int64_t span_x, int stri
   // outputs has next to none, and gains from tall tiles because its windows overlap most.
   const bool planar = format == kPanelPlanar;
   const int64_t most_floats = (planar ? 576 : 320) * 1024 / 4;
-  const int64_t per_pixel = format == kPanel16  ? blocks_of(channels) * kBlock
-                            : format == kPanel4 ? 4
-                                                : channels;
+  const int64_t per_pixel = format == kPanel16 ? blocks_of(channels) * kBlock : channels;
   const int64_t height = out->domain_rows, width = out->domain_columns;
   const auto panel = [&](int64_t rows, int64_t columns) {
     return ((rows - 1) * stride + span_y) * ((columns - 1) * stride + span_x) * per_pixel;
