@@ -20,6 +20,7 @@ using fastgen::NormSpec;
 using fastgen::PhaseSpec;
 using fastgen::Plan;
 using fastgen::PoolSpec;
+using fastgen::SegmentSpec;
 using fastgen::Source;
 using fastgen::ValueShape;
 using fastgen::ViewOp;
@@ -107,14 +108,17 @@ ConvSpec conv(const py::handle& o) {
   s.norm = norm(o.attr("norm"));
   s.small = o.attr("small").cast<bool>();
   s.flat = o.attr("flat").cast<bool>();
+  s.residual = o.attr("residual").cast<int>();
+  s.direct = o.attr("direct").cast<bool>();
   return s;
 }
 
 ValueShape value_shape(const py::handle& item) {
   const auto t = item.cast<py::tuple>();
-  if (t.size() != 7) throw std::invalid_argument("a value is (n, c, h, w, planar, dtype, offset)");
+  if (t.size() != 8)
+    throw std::invalid_argument("a value is (n, c, h, w, planar, dtype, offset, image)");
   return {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>(), t[3].cast<int64_t>(),
-          t[4].cast<bool>(),    t[5].cast<int>(),     t[6].cast<int64_t>()};
+          t[4].cast<bool>(),    t[5].cast<int>(),     t[6].cast<int64_t>(), t[7].cast<int64_t>()};
 }
 
 // The plan keeps its engine's identity, and here also what the arrays must hold.
@@ -125,14 +129,21 @@ struct PlanHandle {
 };
 
 PlanHandle make_plan(const Engine& engine, const py::iterable& values, int64_t arena_floats,
-                     int externals) {
+                     int externals, const py::iterable& segments) {
   PlanHandle handle{nullptr, {}, externals};
   for (const py::handle item : values) handle.values.push_back(value_shape(item));
-  handle.plan = engine.plan(handle.values, arena_floats, externals);
+  std::vector<SegmentSpec> specs;
+  for (const py::handle item : segments) {
+    const auto t = item.cast<py::tuple>();
+    if (t.size() != 4) throw std::invalid_argument("a segment is (first, last, floats, values)");
+    specs.push_back({t[0].cast<int>(), t[1].cast<int>(), t[2].cast<int64_t>(),
+                     t[3].cast<std::vector<std::pair<int, int64_t>>>()});
+  }
+  handle.plan = engine.plan(handle.values, arena_floats, externals, specs);
   return handle;
 }
 
-void run(Engine& engine, const PlanHandle& handle, const py::list& arrays) {
+void run(Engine& engine, const PlanHandle& handle, const py::list& arrays, uint64_t constants) {
   if (static_cast<int>(arrays.size()) != handle.externals)
     throw std::invalid_argument("wrong number of arrays");
   std::vector<int64_t> sizes(handle.externals, 0);
@@ -151,7 +162,7 @@ void run(Engine& engine, const PlanHandle& handle, const py::list& arrays) {
   }
   engine.after_fork();
   py::gil_scoped_release release;
-  engine.run(*handle.plan, pointers);
+  engine.run(*handle.plan, pointers, constants);
 }
 
 void run_image(Engine& engine, const PlanHandle& handle, int input, int output,
@@ -236,8 +247,9 @@ PYBIND11_MODULE(_C, m) {
       .def("add_broadcast", &Engine::add_broadcast)
       .def("add_reshape", &Engine::add_reshape)
       .def("plan", &make_plan, py::arg("values"), py::arg("arena_floats"), py::arg("externals"),
-           py::keep_alive<0, 1>())
-      .def("run", &run, py::arg("plan"), py::arg("arrays"))
+           py::arg("segments") = py::tuple(), py::keep_alive<0, 1>())
+      .def("set_constant_steps", &Engine::set_constant_steps)
+      .def("run", &run, py::arg("plan"), py::arg("arrays"), py::arg("constants") = 0)
       .def("run_image", &run_image, py::arg("plan"), py::arg("input"), py::arg("output"),
            py::arg("photo"), py::arg("out"), py::arg("input_range"), py::arg("output_range"),
            py::arg("strength"), py::arg("preserve_color"), py::arg("bgr"))

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dtype.h"
@@ -67,6 +68,7 @@ struct ConvSpec {
   // `fine`: Winograd convolutions of the latter take a third more products, for 4 dB less error.
   int products = kFloat32;
   bool fine = false;
+  bool direct = false;  // never by Winograd: the maps are so small that its weights would cost more
   std::vector<float> quant, zero;   // per input of kInt8; empty: from the range of each image
   std::vector<float> mean, spread;  // of an input's bytes, or empty: not known, so no Winograd
   std::vector<float> bias;          // per output, or empty
@@ -75,6 +77,9 @@ struct ConvSpec {
   NormSpec norm;
   bool small = false;  // at most 4 outputs, planar
   bool flat = false;   // images are pixels of one row (linear)
+  // Value added to the output before the activation, or -1. Where it is smaller than the output its
+  // middle row and column are repeated: it holds what a convolution makes of a constant map.
+  int residual = -1;
 };
 
 struct PoolSpec {
@@ -87,6 +92,15 @@ struct ValueShape {
   bool planar = false;
   int dtype = kFloat32;  // in memory; kBFloat16: blocked values in the arena only
   int64_t offset = -1;  // floats from the arena's start; negative: -1 - index of the external array
+  int64_t image = 0;    // floats from image to image where it is part of a larger value; 0: its own
+};
+
+// Steps [first, last) that a thread may run for one image after the other. `values` are read and
+// written by them alone: (value, offset in a thread's memory of `floats`).
+struct SegmentSpec {
+  int first = 0, last = 0;
+  int64_t floats = 0;
+  std::vector<std::pair<int, int64_t>> values;
 };
 
 struct ImageIO {
@@ -120,18 +134,25 @@ class Engine {
   void add_stats(const std::string& label, int value, NormSpec norm);
   void add_given(const std::string& label, int mean, int var, NormSpec norm);
   void add_pool(const std::string& label, int value, int out, const PoolSpec& spec);
-  void add_concat(const std::string& label, const std::vector<int>& values, int out);
+  // Copies values to channels `first` and following of `out`, which may have others, too.
+  void add_concat(const std::string& label, const std::vector<int>& values,
+                  const std::vector<int>& first, int out);
   void add_broadcast(const std::string& label, int value, int out);
   void add_reshape(const std::string& label, int value, int out);
 
   // Floats that `shape` takes in memory.
   static int64_t value_floats(const ValueShape& shape);
   std::shared_ptr<const Plan> plan(const std::vector<ValueShape>& values, int64_t arena_floats,
-                                   int externals) const;
+                                   int externals,
+                                   const std::vector<SegmentSpec>& segments = {}) const;
   static int64_t plan_bytes(const Plan& plan);
   static std::vector<StepCost> plan_costs(const Plan& plan);
-  // externals[i] has the floats of the value with offset -1 - i.
-  void run(const Plan& plan, const std::vector<float*>& externals);
+  // The first `count` steps depend on inputs alone that stay the same over many runs.
+  void set_constant_steps(int count);
+  // externals[i] has the floats of the value with offset -1 - i. `constants` is a number for the
+  // contents of the constant inputs: the constant steps are left out where the last run had the
+  // same number and plan. 0 is never the same.
+  void run(const Plan& plan, const std::vector<float*>& externals, uint64_t constants = 0);
   // Photo (n, height, width, 3) into planar value `input`, run, planar value `output` to `out`.
   void run_image(const Plan& plan, int input, int output, const void* photo, void* out,
                  bool is_byte, int64_t n, int64_t height, int64_t width, const ImageIO& io);

@@ -334,7 +334,7 @@ def test_it_says_where_it_gains_nothing(isa: str, monkeypatch: pytest.MonkeyPatc
     assert cpu.auto_precision()[0] != "int8"
 
 
-@pytest.mark.parametrize("model", sorted(models.list_models()))
+@pytest.mark.parametrize("model", models.list_models("style"))
 def test_models(model: str) -> None:
     """Random weights are harder than trained ones: nothing they compute is redundant."""
     from fastgen.backends import cpu

@@ -164,7 +164,8 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
                 span_x_ >= spec_.stride && low_y_ <= 0 && low_x_ <= 0 &&
                 low_y_ + rows >= out->maps.height && low_x_ + columns >= out->maps.width,
             label + ": does not read all of the source that it stores");
-  const int64_t tiles = s.images * out->tiles_y * out->tiles_x;
+  batch_plan(s, threads, out);
+  const int64_t tiles = ceil_div(s.images, out->batch) * out->tiles_y * out->tiles_x;
   const int64_t groups = static_cast<int64_t>(groups_.size());
   out->chunks = std::clamp<int64_t>(ceil_div(2 * threads, tiles), 1, groups);
   if (tiles >= 2 * threads) out->chunks = 1;
@@ -185,7 +186,10 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
 
 void Conv::direct_plan(const ConvShape& s, int threads, StepPlan* out) const {
   const int most = spec_.small ? isa_->small_pixels : isa_->pixels[groups_.front()];
-  geometry(spec_.inputs, format(), span_y_, span_x_, spec_.stride, s.images, most, threads, out);
+  // One thread needs no split; statistics are summed by tiles, the same ones for all.
+  const bool alone = threads == 1 && spec_.norm.slot < 0;
+  const int64_t items = alone || shares_tiles(s, *out) ? 1024 : s.images;
+  geometry(spec_.inputs, format(), span_y_, span_x_, spec_.stride, items, most, threads, out);
   out->part_rows = out->tile_rows;
   const int64_t tile_rows = (out->tile_rows - 1) * spec_.stride + span_y_;
   const int64_t tile_columns = (out->tile_columns - 1) * spec_.stride + span_x_;
@@ -251,6 +255,7 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
   const auto micro = int8_ ? isa_->micro_int8 : bf16_ ? isa_->micro_bf16 : isa_->micro;
   const float* scales =
       int8_ ? c.int8 + t.image * c.int8_image + phase_scales(&phase - phases_.data()) : nullptr;
+  const int64_t image_stats = blocks_of(spec_.outputs) * 3 * kBlock;
 
   FinishArgs f = finish_args(c);
   f.tile = buffer;
@@ -266,19 +271,23 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
     if (int8_) m.scale = scales + block * kBlock, m.bias = m.scale + padded_outputs();
     f.nb = nb;
     f.channels = group_channels(g, block);
-    f.stats = t.stats ? t.stats + block * 3 * kBlock : nullptr;
-    f.before = *done;
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t y = (t.row + r) * spec_.out_stride + phase.ry;
-      for (int64_t piece = 0; piece < pieces; ++piece) {
-        const int64_t x0 = columns * piece / pieces, x1 = columns * (piece + 1) / pieces;
-        m.panel = static_cast<char*>(pack.dst) +
-                  (window + r * spec_.stride * pack.dst_row + x0 * m.pixel) * factor_bytes();
-        f.pixels = static_cast<int>(x1 - x0);
-        micro(m, f.pixels, nb);
-        finish_place(c, t, block, y, (t.column + x0) * spec_.out_stride + phase.rx, &f);
-        isa_->finish(f);
-        f.before += f.pixels;
+    for (int64_t k = 0; k < t.images; ++k) {
+      Tile one = t;
+      one.image += k;
+      const char* panel = static_cast<const char*>(t.panels[k]);
+      f.stats = t.stats ? t.stats + k * image_stats + block * 3 * kBlock : nullptr;
+      f.before = *done;
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t y = (t.row + r) * spec_.out_stride + phase.ry;
+        for (int64_t piece = 0; piece < pieces; ++piece) {
+          const int64_t x0 = columns * piece / pieces, x1 = columns * (piece + 1) / pieces;
+          m.panel =
+              panel + (window + r * spec_.stride * pack.dst_row + x0 * m.pixel) * factor_bytes();
+          f.pixels = static_cast<int>(x1 - x0);
+          micro(m, f.pixels, nb);
+          finish_at(c, one, block, y, (t.column + x0) * spec_.out_stride + phase.rx, &f);
+          f.before += f.pixels;
+        }
       }
     }
   }
@@ -406,7 +415,8 @@ void Conv::tile(const ConvCall& c, int64_t item, int thread) const {
   const int64_t per_image = p.tiles_y * p.tiles_x, within = part % per_image;
   const int64_t across = within % p.tiles_x;
   Tile t{};
-  t.image = part / per_image;
+  t.image = part / per_image * p.batch;
+  t.images = std::min(p.batch, c.shape->images - t.image);
   t.row = within / p.tiles_x * p.tile_rows;
   t.column = across * p.tile_columns;
   t.rows = std::min(p.tile_rows, p.domain_rows - t.row);
@@ -424,6 +434,16 @@ void Conv::tile(const ConvCall& c, int64_t item, int thread) const {
   if (rows_) return rows_tile(c, t, a);
   if (!in_place(c)) int8_ ? isa_->pack_int8(a) : isa_->pack(a);
   if (winograd_ && int8_) return winograd_int8_tile(c, t, a);
+  const void* panels[kMostBatch] = {a.dst};
+  t.panels = panels;
+  for (int64_t k = 1; k < t.images; ++k) {
+    Tile other = t;
+    other.image += k;
+    const bool copying = c.copy.data && chunk == 0;
+    const PackArgs next = pack_args(c, other, panel + k * p.image_floats, copying);
+    if (!in_place(c)) isa_->pack(next);
+    panels[k] = next.dst;
+  }
   if (winograd_) {
     for (int parity = 1; parity < spec_.stride * spec_.stride; ++parity) pack_parity(p, a, parity);
     return winograd_tile(c, t, a);
@@ -458,7 +478,7 @@ void Conv::run(const ConvCall& call) const {
   const auto parallel = [&](int64_t items, const Pool::Job& job) {
     c.pool ? c.pool->run(items, job) : op_parallel(items, job);
   };
-  parallel(images * p.tiles_y * p.tiles_x * p.chunks,
+  parallel(ceil_div(images, p.batch) * p.tiles_y * p.tiles_x * p.chunks,
            [&](int64_t item, int thread) { tile(c, item, thread); });
   if (spec_.norm.slot < 0) return;
   const int64_t parts = ceil_div(p.domain_rows, p.part_rows) * parts_x;

@@ -39,6 +39,7 @@ struct ConvCall {
   const ConvShape* shape = nullptr;
   // A residual has the dtype of what it is added to; `copy` is float32 or bfloat16.
   ConvTensor in, load_residual, out, residual, copy;
+  Extent repeated;  // of a residual whose middle row and column are repeated, else 0
   const float *scale = nullptr, *shift = nullptr;  // padded to whole blocks
   int64_t slot_image = 0;                          // from image to image
   float* panels = nullptr;                         // per thread
@@ -70,12 +71,20 @@ class Conv {
   struct Tile {
     int64_t image, row, rows, column, columns, first_group, last_group;
     float* stats;  // of the tile's first part, or null
+    int64_t images = 1;
+    const void* const* panels = nullptr;  // of each image
   };
 
   void check();
   void span();
   void split_upsampling();
   void pack_weights();
+
+  // conv_batch.cpp: small maps of many images share a tile, so that weights are read once for all.
+  static constexpr int64_t kMostBatch = 64;
+  bool shares_tiles(const ConvShape& shape, const StepPlan& plan) const;
+  void batch_plan(const ConvShape& shape, int threads, StepPlan* out) const;
+
   void direct_plan(const ConvShape& shape, int threads, StepPlan* out) const;
   void tile(const ConvCall& c, int64_t item, int thread) const;
   PackArgs pack_args(const ConvCall& c, const Tile& t, float* panel, bool copying) const;
@@ -84,6 +93,9 @@ class Conv {
   // Points the arguments at output (y, x) and channel block `block`.
   void finish_place(const ConvCall& c, const Tile& t, int64_t block, int64_t y, int64_t x,
                     FinishArgs* f) const;
+  // Finishes the tile of arguments at output (y, x) and channel block `block` (conv_residual.cpp).
+  void finish_at(const ConvCall& c, const Tile& t, int64_t block, int64_t y, int64_t x,
+                 FinishArgs* f) const;
   int group_channels(int64_t group, int64_t block) const {
     return static_cast<int>(
         std::min<int64_t>(groups_[group] * kBlock, spec_.outputs - block * kBlock));

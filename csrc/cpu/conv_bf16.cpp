@@ -100,7 +100,7 @@ void Conv::pack_small_pairs() {
 // no arithmetic on load, and of bfloat16 no single last channel, which is paired with what follows.
 bool Conv::in_place(const ConvCall& c) const {
   const Source& s = spec_.source;
-  return c.in.dtype == (bf16_ ? kBFloat16 : kFloat32) && !winograd_ && !c.in.planar &&
+  return !int8_ && c.in.dtype == (bf16_ ? kBFloat16 : kFloat32) && !winograd_ && !c.in.planar &&
          format() == kPanel16 && phases_.size() == 1 && span_y_ == 1 && span_x_ == 1 &&
          low_y_ == 0 && low_x_ == 0 && !spec_.flat && s.views.empty() && s.pre == kActNone &&
          s.post == kActNone && !c.scale && !c.load_residual.data && !c.copy.data &&

@@ -25,6 +25,16 @@ class ConvStep final : public Step {
                            source_.slot < 0 && source_.combine == 0 && source_.store < 0 &&
                            source_.views.empty()),
             label + ": linear layer on an image");
+    if (spec.residual >= 0) {
+      require(spec.residual < static_cast<int>(plan.values.size()), label + ": unknown residual");
+      const ValueShape& r = plan.values[spec.residual].shape;
+      const auto fits = [&](int64_t size, int64_t full) {
+        return size == full || (size % 2 == 1 && size < full && spec.out_stride == 1);
+      };
+      require(r.n == result.n && r.c == result.c && !r.planar && !spec.flat && !spec.small &&
+                  fits(r.h, result.h) && fits(r.w, result.w),
+              label + ": the output's residual has another shape");
+    }
     conv_.plan(shape(plan), threads, out);
   }
 
@@ -40,6 +50,11 @@ class ConvStep final : public Step {
     if (source_.store >= 0) call.copy = tensor(c, source_.store);
     call.out = tensor(c, spec.out);
     if (spec.flat) call.out.pixel = call.out.image;
+    if (spec.residual >= 0) {
+      call.residual = tensor(c, spec.residual);
+      const ValueShape &r = c.value(spec.residual).shape, &out = c.value(spec.out).shape;
+      if (r.h != out.h || r.w != out.w) call.repeated = {r.h, r.w};
+    }
     if (source_.slot >= 0) {
       call.scale = c.scale(source_.slot, 0);
       call.shift = c.shift(source_.slot, 0);

@@ -39,6 +39,7 @@ class Weights {
 struct Value {
   ValueShape shape;
   int64_t image, block, row, pixel;  // strides in elements
+  bool shared = false;               // in a segment's plan: of the whole batch
 };
 
 // Source rows and columns of every window position of a step, residual included.
@@ -53,10 +54,11 @@ struct StepPlan {
   int64_t domain_rows = 0, domain_columns = 0, tile_rows = 1, tile_columns = 1;
   int64_t tiles_y = 1, tiles_x = 1, chunks = 1;  // chunks: parts of the output channels
   int64_t panel_floats = 0, stats_floats = 0;
-  int64_t first_y = 0, first_x = 0;  // window position 0 in input coordinates
-  int64_t part_rows = 1;             // domain rows whose statistics are summed together
-  double flops = 0;                  // of the convolution as it was given
-  double products = 0;               // multiply-adds that are done
+  int64_t batch = 1, image_floats = 0;  // images in a tile, the panel's floats of each
+  int64_t first_y = 0, first_x = 0;     // window position 0 in input coordinates
+  int64_t part_rows = 1;                // domain rows whose statistics are summed together
+  double flops = 0;                     // of the convolution as it was given
+  double products = 0;                  // multiply-adds that are done
 };
 
 struct Slot {
@@ -64,8 +66,19 @@ struct Slot {
   std::vector<float> scale, shift;  // padded; empty when computed at run time
 };
 
+struct Plan;
+
+// Steps that a thread runs for one image after the other, so that what passes from one to the next
+// stays in its cache.
+struct Segment {
+  int first = 0, last = 0;
+  std::shared_ptr<const Plan> plan;  // of one image
+  int64_t value_floats = 0;          // of a thread
+};
+
 struct Plan {
   const void* owner = nullptr;
+  uint64_t number = 0;  // of all plans of the process
   std::vector<Value> values;
   std::vector<StepPlan> steps;
   std::vector<int64_t> slot_offset;  // floats from the start of the slot memory
@@ -74,6 +87,9 @@ struct Plan {
   int64_t slot_floats = 0, value_floats = 0, panel_floats = 0, stats_floats = 0, total_floats = 0;
   int externals = 0;
   std::vector<int64_t> external_floats;
+  std::vector<Segment> segments;
+  bool keeping = true;                    // the constant steps can be left out
+  int64_t images = 0, thread_floats = 0;  // thread_floats: what segments need in each thread
 };
 
 // Everything a step needs while it runs.
@@ -87,20 +103,25 @@ struct Context {
   float* stats;
   float* slots;
   const std::vector<float*>* externals;
+  float* shared;  // the arena of the whole batch, and the image of it that a segment is at
+  int64_t image;
 
   const Value& value(int index) const { return plan->values[index]; }
   // Where the value's elements start, whatever their type.
   float* data(int index) const {
-    const int64_t offset = plan->values[index].shape.offset;
-    return offset >= 0 ? arena + offset : (*externals)[-1 - offset];
+    const Value& v = plan->values[index];
+    const int64_t offset = v.shape.offset;
+    float* const from =
+        offset < 0 ? (*externals)[-1 - offset] : (v.shared ? shared : arena) + offset;
+    if (!v.shared) return from;
+    return reinterpret_cast<float*>(reinterpret_cast<char*>(from) +
+                                    image * v.image * element_bytes(v.shape.dtype));
   }
   // [image][scale: padded channels][shift: padded channels]
-  float* scale(int slot, int64_t image) const {
-    return slots + plan->slot_offset[slot] + image * 2 * plan->slot_padded[slot];
+  float* scale(int slot, int64_t n) const {
+    return slots + plan->slot_offset[slot] + (image + n) * 2 * plan->slot_padded[slot];
   }
-  float* shift(int slot, int64_t image) const {
-    return scale(slot, image) + plan->slot_padded[slot];
-  }
+  float* shift(int slot, int64_t n) const { return scale(slot, n) + plan->slot_padded[slot]; }
   float* panel(int thread) const { return panels + thread * plan->panel_floats; }
 };
 
@@ -122,7 +143,8 @@ std::unique_ptr<Step> make_copy(const std::string& label, const Source& source, 
 std::unique_ptr<Step> make_stats(const std::string& label, int value, NormSpec norm);
 std::unique_ptr<Step> make_given(const std::string& label, int mean, int var, NormSpec norm);
 std::unique_ptr<Step> make_pool(const std::string& label, int value, int out, const PoolSpec& spec);
-std::unique_ptr<Step> make_concat(const std::string& label, std::vector<int> values, int out);
+std::unique_ptr<Step> make_concat(const std::string& label, std::vector<int> values,
+                                  std::vector<int> first, int out);
 std::unique_ptr<Step> make_broadcast(const std::string& label, int value, int out);
 std::unique_ptr<Step> make_reshape(const std::string& label, int value, int out);
 

@@ -15,6 +15,12 @@ const ValueShape& shape_of(const Plan& plan, int value, const std::string& label
   return shape;
 }
 
+// Block `plane` of all images' blocks.
+float* at(float* data, const Value& v, int64_t plane) {
+  const int64_t blocks = blocks_of(v.shape.c);
+  return data + plane / blocks * v.image + plane % blocks * v.block;
+}
+
 // Everything with pending arithmetic or views that no convolution reads.
 class Copy final : public Step {
  public:
@@ -83,7 +89,8 @@ class Stats final : public Step {
     const int64_t planes = v.shape.n * blocks_of(v.shape.c), blocks = blocks_of(v.shape.c);
     c.pool->run(planes * parts, [&](int64_t item, int) {
       const int64_t plane = item / parts, part = item % parts;
-      c.isa->moments(c.data(value_) + plane * v.block + part * kPart * kBlock,
+      c.isa->moments(c.data(value_) + plane / blocks * v.image + plane % blocks * v.block +
+                         part * kPart * kBlock,
                      std::min(kPart, pixels - part * kPart), c.stats + item * 3 * kBlock);
     });
     std::vector<int64_t> counts(parts, kPart);
@@ -169,8 +176,8 @@ class Pooling final : public Step {
     c.pool->run(planes * out.shape.h, [&](int64_t item, int) {
       const int64_t plane = item / out.shape.h, y = item % out.shape.h;
       for (int64_t x = 0; x < out.shape.w; ++x)
-        window(c.data(value_) + plane * in.block, in, y, x,
-               c.data(out_) + plane * out.block + y * out.row + x * kBlock);
+        window(at(c.data(value_), in, plane), in, y, x,
+               at(c.data(out_), out, plane) + y * out.row + x * kBlock);
     });
   }
 
@@ -203,11 +210,11 @@ class Pooling final : public Step {
     const int64_t pixels = in.shape.h * in.shape.w;
     c.pool->run(planes, [&](int64_t plane, int) {
       double total[kBlock] = {};
-      const float* from = c.data(value_) + plane * in.block;
+      const float* from = at(c.data(value_), in, plane);
       for (int64_t p = 0; p < pixels; ++p)
         for (int i = 0; i < kBlock; ++i) total[i] += from[p * kBlock + i];
       for (int i = 0; i < kBlock; ++i)
-        c.data(out_)[plane * out.block + i] =
+        at(c.data(out_), out, plane)[i] =
             static_cast<float>(total[i] / static_cast<double>(pixels));
     });
   }
@@ -218,40 +225,43 @@ class Pooling final : public Step {
 
 class Concat final : public Step {
  public:
-  Concat(const std::string& label, std::vector<int> values, int out)
-      : Step(label), values_(std::move(values)), out_(out) {}
+  Concat(const std::string& label, std::vector<int> values, std::vector<int> first, int out)
+      : Step(label), values_(std::move(values)), first_(std::move(first)), out_(out) {
+    require(values_.size() == first_.size(), label + ": operands without a place");
+  }
 
   void plan(const Plan& plan, const std::vector<Slot>&, const Kernels&, int,
             StepPlan*) const override {
     const ValueShape& out = shape_of(plan, out_, label);
-    int64_t channels = 0;
-    for (int value : values_) {
-      const ValueShape& v = shape_of(plan, value, label);
+    for (size_t i = 0; i < values_.size(); ++i) {
+      const ValueShape& v = shape_of(plan, values_[i], label);
       require(!v.planar && v.n == out.n && v.h == out.h && v.w == out.w,
               label + ": operands have different shapes");
-      channels += v.c;
+      require(!out.planar && first_[i] >= 0 && first_[i] + v.c <= out.c,
+              label + ": output has the wrong shape");
     }
-    require(!out.planar && channels == out.c, label + ": output has the wrong shape");
   }
 
   void run(const Context& c) const override {
     const Value& out = c.value(out_);
-    c.pool->run(out.shape.n * out.shape.h, [&](int64_t item, int) {
-      const int64_t n = item / out.shape.h, y = item % out.shape.h;
-      int64_t first = 0;
-      for (int value : values_) {
-        const Value& v = c.value(value);
-        const float* from = c.data(value) + n * v.image + y * v.row;
-        float* to = c.data(out_) + n * out.image + y * out.row;
+    const int64_t pixels = out.shape.h * out.shape.w;
+    c.pool->run(out.shape.n, [&](int64_t n, int) {
+      for (size_t i = 0; i < values_.size(); ++i) {
+        const Value& v = c.value(values_[i]);
         for (int64_t channel = 0; channel < v.shape.c;) {
-          const int64_t at = first + channel, run = run_length(channel, at, v.shape.c);
-          const float* source = from + channel / kBlock * v.block + channel % kBlock;
-          float* target = to + at / kBlock * out.block + at % kBlock;
-          for (int64_t x = 0; x < out.shape.w; ++x)
-            std::copy_n(source + x * kBlock, run, target + x * kBlock);
+          const int64_t at = first_[i] + channel, run = run_length(channel, at, v.shape.c);
+          const float* from = c.data(values_[i]) + n * v.image + channel / kBlock * v.block;
+          float* to = c.data(out_) + n * out.image + at / kBlock * out.block;
+          if (run == kBlock) {
+            std::copy_n(from, pixels * kBlock, to);
+          } else {
+            from += channel % kBlock;
+            to += at % kBlock;
+            for (int64_t p = 0; p < pixels; ++p)
+              for (int64_t l = 0; l < run; ++l) to[p * kBlock + l] = from[p * kBlock + l];
+          }
           channel += run;
         }
-        first += v.shape.c;
       }
     });
   }
@@ -262,7 +272,7 @@ class Concat final : public Step {
     return std::min({kBlock - from % kBlock, kBlock - to % kBlock, end - from});
   }
 
-  std::vector<int> values_;
+  std::vector<int> values_, first_;
   int out_;
 };
 
@@ -282,8 +292,9 @@ class Broadcast final : public Step {
     const Value& out = c.value(out_);
     const int64_t blocks = blocks_of(out.shape.c);
     c.pool->run(out.shape.n * blocks * out.shape.h, [&](int64_t item, int) {
-      const float* from = c.data(value_) + item / out.shape.h * kBlock;
-      float* to = c.data(out_) + item * out.row;
+      const int64_t plane = item / out.shape.h;
+      const float* from = at(c.data(value_), c.value(value_), plane);
+      float* to = at(c.data(out_), out, plane) + item % out.shape.h * out.row;
       for (int64_t x = 0; x < out.shape.w; ++x) std::copy_n(from, kBlock, to + x * kBlock);
     });
   }
@@ -312,7 +323,7 @@ class Reshape final : public Step {
     const int64_t plane_in = in.shape.h * in.shape.w, plane_out = out.shape.h * out.shape.w;
     c.pool->run(out.shape.n * blocks_of(out.shape.c), [&](int64_t item, int) {
       const int64_t n = item / blocks_of(out.shape.c), b = item % blocks_of(out.shape.c);
-      float* to = c.data(out_) + item * out.block;
+      float* to = at(c.data(out_), out, item);
       for (int64_t p = 0; p < plane_out; ++p)
         for (int64_t i = 0; i < kBlock; ++i) {
           const int64_t channel = b * kBlock + i;
@@ -346,8 +357,9 @@ std::unique_ptr<Step> make_pool(const std::string& label, int value, int out,
                                 const PoolSpec& spec) {
   return std::make_unique<Pooling>(label, value, out, spec);
 }
-std::unique_ptr<Step> make_concat(const std::string& label, std::vector<int> values, int out) {
-  return std::make_unique<Concat>(label, std::move(values), out);
+std::unique_ptr<Step> make_concat(const std::string& label, std::vector<int> values,
+                                  std::vector<int> first, int out) {
+  return std::make_unique<Concat>(label, std::move(values), std::move(first), out);
 }
 std::unique_ptr<Step> make_broadcast(const std::string& label, int value, int out) {
   return std::make_unique<Broadcast>(label, value, out);

@@ -6,6 +6,7 @@ is the CPUs this process may use (``FASTGEN_NUM_THREADS`` or ``threads=`` say ot
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from fastgen.backends import ImageIO, _quantize, _steps, check_image_batch, padded_size
 from fastgen.backends._lower import lower
+from fastgen.backends._memory import plan_values, segment_steps
 from fastgen.backends._storage import half_values
 from fastgen.errors import BackendUnavailable, GraphError
 from fastgen.graph import Graph
@@ -35,7 +37,7 @@ PRECISIONS = ("fp32", "bf16", "int8")
 _BF16_ISA = "avx512_bf16"  # the instruction set that gains from bfloat16 products
 _INT8_ISAS = ("avx512_vnni", _BF16_ISA)  # those that gain from products of bytes
 _PLANS = 8  # input shapes whose plans are kept
-_FLOAT32, _BFLOAT16 = 0, 2  # csrc/dtype.h
+_numbers = itertools.count(1)  # of contents of constant inputs
 
 
 def _extension() -> ModuleType:
@@ -146,6 +148,7 @@ class Runner:
         self.precision = precision
         self._lowered = lower(graph, weights)
         self._engine = _extension().Engine(threads=threads or 0, isa=isa or "")
+        self._segments = segment_steps(self._lowered)
         if precision == "int8":
             _set_ranges(self._lowered, _quantize.spans(graph, weights, ranges))
         _build(self._engine, self._lowered, precision)
@@ -154,6 +157,8 @@ class Runner:
             if isinstance(step, _steps.ConvStep):
                 step.phases = []
         self._plans: OrderedDict[Any, Any] = OrderedDict()
+        # Number of the contents of the constant inputs, and these by batch size.
+        self._constants: tuple[int, dict[int, dict[str, np.ndarray]]] = (0, {})
         self._closed = False
 
     @property
@@ -190,9 +195,10 @@ class Runner:
             given, and those that are done.
         """
         shapes = self.graph.infer_shapes(inputs)
-        values, floats, externals = plan_values(self._lowered, shapes, True, self._half)
-        sizes = [4 * int(_extension().value_floats(value)) for value in values]
-        return sizes, list(self._engine.plan(values, floats, externals).costs)
+        floats_of = _extension().value_floats
+        values, *rest = plan_values(self._lowered, shapes, True, floats_of, half=self._half)
+        sizes = [4 * int(floats_of(value)) for value in values]
+        return sizes, list(self._engine.plan(values, *rest).costs)
 
     def close(self) -> None:
         """Gives the memory and the threads back; the runner cannot be used any more."""
@@ -206,6 +212,7 @@ class Runner:
         Args:
             inputs: with ``io=None`` a float array (N,C,H,W), or a dict of them by input name, in
                 the model's range; with ``io`` one image batch (N,H,W,3), uint8 or float32 0..1.
+                Constant inputs (see :meth:`set_constants`) may be left out.
             io: how to convert an image batch to the model's range and back.
             out: array to write the result into, of the result's shape and dtype.
 
@@ -222,8 +229,13 @@ class Runner:
             return self._run_image(inputs, io, out)
         named = inputs if isinstance(inputs, Mapping) else {self.graph.inputs[0].name: inputs}
         arrays = {name: _float_array(name, array) for name, array in named.items()}
+        number, kept = self._constants
+        if number:
+            kept_arrays = _for_batch(kept, arrays)
+            number = 0 if any(name in arrays for name in kept_arrays) else number
+            arrays = kept_arrays | arrays
         shapes = {name: array.shape for name, array in arrays.items()}
-        plan, values = self._plan(shapes, external=True)
+        plan, values = self._plan(shapes, external=True, keep=number > 0)
         results: dict[str, np.ndarray] = {}
         single = len(self.graph.outputs) == 1
         for name in self._lowered.outputs:
@@ -241,7 +253,7 @@ class Runner:
                 direct &= not any(np.may_share_memory(array, other) for other in arrays.values())
             written[name] = array if direct else np.empty(array.shape, np.float32)
         self._engine.run(
-            plan, [arrays[name] for name in self._lowered.inputs] + [*written.values()]
+            plan, [arrays[name] for name in self._lowered.inputs] + [*written.values()], number
         )
         for name, array in written.items():
             if array is not results[name]:
@@ -249,6 +261,30 @@ class Runner:
         if single and not isinstance(inputs, Mapping):
             return next(iter(results.values()))
         return results
+
+    def set_constants(self, inputs: Mapping[str, Any]) -> None:
+        """Gives the inputs that the graph declares constant, such as a style image, once for all.
+
+        The runs that follow leave them out; what depends on them alone is computed in the first
+        run and kept, for as long as the other inputs keep their shapes.
+
+        Args:
+            inputs: float arrays by input name, all of the graph's constant inputs, or none at all
+                to forget them. A batch of 1 serves every batch size. They are copied.
+
+        Raises:
+            ValueError: unknown, missing or wrongly shaped inputs. TypeError: wrong types.
+        """
+        expected = {item.name for item in self.graph.inputs if item.constant}
+        if inputs and set(inputs) != expected:
+            raise ValueError(
+                f"constant inputs are {sorted(map(str, inputs))}, must be {sorted(expected)}"
+            )
+        arrays = {name: _float_array(name, array).copy() for name, array in inputs.items()}
+        if len({array.shape[:1] for array in arrays.values()}) > 1:
+            raise ValueError("constant inputs have different batch sizes; give all of them one")
+        batch = next((len(array) for array in arrays.values()), 0)
+        self._constants = (next(_numbers), {batch: arrays}) if arrays else (0, {})
 
     def _run_image(self, image: Any, io: ImageIO, out: Any) -> np.ndarray:
         if not isinstance(image, np.ndarray):
@@ -289,10 +325,10 @@ class Runner:
         return target
 
     def _plan(
-        self, inputs: dict[str, tuple[int, ...]], external: bool
+        self, inputs: dict[str, tuple[int, ...]], external: bool, keep: bool = False
     ) -> tuple[Any, dict[str, tuple[int, ...]]]:
         """The engine's plan and the shapes of all values for these input shapes."""
-        key = (tuple(sorted(inputs.items())), external)
+        key = (tuple(sorted(inputs.items())), external, keep)
         plans = self._plans
         try:
             plans.move_to_end(key)
@@ -300,8 +336,19 @@ class Runner:
         except KeyError:
             pass
         shapes = self.graph.infer_shapes(inputs)
-        values, floats, externals = plan_values(self._lowered, shapes, external, self._half)
-        entry = (self._engine.plan(values, floats, externals), shapes)
+        batch, threads = next(iter(inputs.values()))[0], self.threads
+        # Images that do not fill the threads evenly are better split themselves.
+        whole = batch > 1 and (batch % threads == 0 or batch >= 4 * threads)
+        placed = plan_values(
+            self._lowered,
+            shapes,
+            external,
+            _extension().value_floats,
+            self._segments if whole else (),
+            keep,
+            self._half,
+        )
+        entry = (self._engine.plan(*placed), shapes)
         plans[key] = entry
         while len(plans) > _PLANS:
             try:
@@ -311,66 +358,12 @@ class Runner:
         return entry
 
 
-def plan_values(
-    lowered: _steps.Lowered,
-    shapes: Mapping[str, tuple[int, ...]],
-    external: bool,
-    half: frozenset[int] = frozenset(),
-) -> tuple[list[tuple[int, int, int, int, bool, int, int]], int, int]:
-    """Places all values in one arena; values that are never alive together may share memory.
-
-    Args:
-        lowered: the steps.
-        shapes: shapes of all graph values.
-        external: whether inputs and outputs are arrays of the caller, not parts of the arena.
-        half: values that are bfloat16 in memory.
-
-    Returns:
-        Per value (n, c, h, w, planar, dtype, offset in floats, or -1 - index of an external
-        array); the arena's size in floats; the number of external arrays.
-    """
-    floats_of = _extension().value_floats
-    ends = {index: len(lowered.steps) for index in lowered.outputs.values()}
-    starts = dict.fromkeys(lowered.inputs.values(), -1)
-    for position, step in enumerate(lowered.steps):
-        for index in step.writes():
-            starts.setdefault(index, position)
-            ends.setdefault(index, position)
-        for index in step.reads():
-            ends[index] = max(position, ends.get(index, position))
-    outside = [*lowered.inputs.values(), *lowered.outputs.values()] if external else []
-    offsets = {index: -1 - i for i, index in enumerate(outside)}
-    full = []
-    for index, (name, planar) in enumerate(lowered.values):
-        n, c, h, w = (*shapes[name], 1, 1)[:4]
-        full.append((n, c, h, w, planar, _BFLOAT16 if index in half else _FLOAT32))
-    sizes = [-(-floats_of((*shape, 0)) // 16) * 16 for shape in full]
-    placed: list[int] = []
-    total = 0
-    for index in sorted(range(len(full)), key=lambda i: (-sizes[i], i)):
-        if index in offsets:
-            continue
-        begin, end = starts.get(index, -1), ends.get(index, -1)
-        neighbours = sorted(
-            (offsets[other], offsets[other] + sizes[other])
-            for other in placed
-            if starts.get(other, -1) <= end and begin <= ends.get(other, -1)
-        )
-        offset = 0
-        for low, high in neighbours:
-            if offset + sizes[index] <= low:
-                break
-            offset = max(offset, high)
-        offsets[index] = offset
-        placed.append(index)
-        total = max(total, offset + sizes[index])
-    return [(*full[i], offsets[i]) for i in range(len(full))], total, len(outside)
-
-
 def _set_ranges(lowered: _steps.Lowered, spans: Mapping[str, _quantize.Span]) -> None:
     for step in lowered.steps:
         if isinstance(step, _steps.ConvStep) and step.label in spans:
             span = spans[step.label]
+            if len(np.atleast_1d(span.low)) not in (1, step.inputs):
+                continue  # a part of a concatenation: from the range of each image
             step.quant, step.zero = _quantize.levels(span)
             if span.mean is not None and span.spread is not None:
                 step.mean = np.clip(span.mean * step.quant + step.zero, 0, 255)
@@ -396,13 +389,28 @@ def _build(engine: Any, lowered: _steps.Lowered, precision: str = "fp32") -> Non
             if step.op == "pool":
                 engine.add_pool(step.label, step.values[0], step.out, *step.pool)
             elif step.op == "concat":
-                engine.add_concat(step.label, step.values, step.out)
+                engine.add_concat(step.label, step.values, step.first, step.out)
             elif step.op == "broadcast":
                 engine.add_broadcast(step.label, step.values[0], step.out)
             else:
                 engine.add_reshape(step.label, step.values[0], step.out)
         else:
             raise GraphError(f"step {step.label!r} has no implementation in the cpu backend")
+    engine.set_constant_steps(lowered.constant)
+
+
+def _for_batch(
+    kept: dict[int, dict[str, np.ndarray]], arrays: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The constant inputs for the batch size of the others; a single one is repeated."""
+    batch = next((array.shape[0] for array in arrays.values() if array.ndim), 1)
+    found = kept.get(batch)
+    if found is None and 1 in kept:
+        found = {name: np.repeat(array, batch, 0) for name, array in kept[1].items()}
+        if len(kept) > _PLANS:
+            kept.pop(max(kept), None)
+        kept[batch] = found
+    return found or next(iter(kept.values()))
 
 
 def _float_array(name: str, array: Any) -> np.ndarray:
