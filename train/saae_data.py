@@ -27,7 +27,7 @@ __all__ = ["SaaeData", "hold_out", "load", "per_class"]
 
 BAD_SHARE = 0.01  # unreadable files above this share are an error
 MARGIN = 0.12  # of the glyphs, as a share of the shorter side
-ALPHANUMERIC = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 AGES = ((18, "18-29"), (30, "30-44"), (45, "45-59"), (60, "60+"))
 
 
@@ -42,8 +42,11 @@ class SaaeData:
         classes: what each class is called; for glyphs, the text that is drawn.
         styles: (M,C',H',W') uint8.
         style_of: (N,) int64, the style of each image.
-        contents: (K,C,H,W) uint8; with glyphs one for each class, in their order.
+        contents: (K,C,H,W) uint8.
         content_of: (N,) int64, the content from which each image is reconstructed.
+        content_class: (K,) int64, the class of each content.
+        alphabet: for glyphs, the text that each content draws; else empty. It is longer than
+            ``classes`` where a class has several glyphs (upper and lower case).
         glyphs: True when the contents are glyphs of the classes, so that the content carries the
             class; False when they are images and the style carries it (faces).
         skipped: files that could not be read.
@@ -57,6 +60,8 @@ class SaaeData:
     style_of: np.ndarray
     contents: np.ndarray
     content_of: np.ndarray
+    content_class: np.ndarray
+    alphabet: tuple[str, ...] = ()
     glyphs: bool = True
     skipped: int = 0
 
@@ -68,9 +73,10 @@ class SaaeData:
         chosen = np.asarray(indices, np.int64)
         used, style_of = np.unique(self.style_of[chosen], return_inverse=True)
         contents, content_of = self.contents, self.content_of[chosen]
+        content_class = self.content_class
         if not self.glyphs:
             kept, content_of = np.unique(content_of, return_inverse=True)
-            contents = contents[kept]
+            contents, content_class = contents[kept], content_class[kept]
         return replace(
             self,
             images=self.images[chosen],
@@ -79,6 +85,7 @@ class SaaeData:
             style_of=style_of.astype(np.int64),
             contents=contents,
             content_of=content_of.astype(np.int64),
+            content_class=content_class,
         )
 
 
@@ -183,28 +190,33 @@ def _parts(data: SaaeData, part: str) -> SaaeData:
 def _with_glyphs(
     name: str,
     images: Sequence[np.ndarray],
-    labels: Sequence[str],
+    texts: Sequence[str],
     styles: Sequence[np.ndarray],
     style_of: Sequence[int],
     font: str | None,
-    classes: Sequence[str] | None = None,
+    alphabet: str = "",
+    fold: Callable[[str], str] = str,
     skipped: int = 0,
 ) -> SaaeData:
-    """Joins the pieces; one glyph is drawn for each class."""
-    names = list(classes) if classes is not None else sorted(set(labels))
-    index = {text: i for i, text in enumerate(names)}
+    """Joins the pieces: one glyph for each text, one class for each folded text."""
+    drawn = tuple(alphabet) if alphabet else tuple(sorted(set(texts)))
+    classes = tuple(dict.fromkeys(fold(text) for text in drawn))
+    content_class = np.array([classes.index(fold(text)) for text in drawn], np.int64)
+    content_of = np.array([drawn.index(text) for text in texts], np.int64)
     stacked = np.stack(images)
-    glyphs = Glyphs(stacked.shape[2:], font, MARGIN)(names)  # type: ignore[arg-type]
-    numbers = np.array([index[text] for text in labels], np.int64)
+    height, width = stacked.shape[2:]
+    glyphs = Glyphs((height, width), font, MARGIN)(drawn)
     return SaaeData(
-        name,
-        stacked,
-        numbers,
-        tuple(names),
-        np.stack(styles),
-        np.asarray(style_of, np.int64),
-        np.round(glyphs[:, None] * 255).astype(np.uint8),
-        numbers,
+        name=name,
+        images=stacked,
+        labels=content_class[content_of],
+        classes=classes,
+        styles=np.stack(styles),
+        style_of=np.asarray(style_of, np.int64),
+        contents=np.round(glyphs[:, None] * 255).astype(np.uint8),
+        content_of=content_of,
+        content_class=content_class,
+        alphabet=drawn,
         skipped=skipped,
     )
 
@@ -263,11 +275,19 @@ def _mnist(root: Path, part: str, font: str | None) -> SaaeData:
         window = slice(0, 50_000) if part == "train" else slice(50_000, 60_000)
         images, labels = images[window], labels[window]
     glyphs = Glyphs((28, 28), font, MARGIN)("0123456789")
-    targets = np.ascontiguousarray(images[:, None])
-    contents = np.round(glyphs[:, None] * 255).astype(np.uint8)
-    digits = tuple("0123456789")
-    own = np.arange(len(labels))
-    return SaaeData("mnist", targets, labels, digits, targets, own, contents, labels)
+    targets, digits = np.ascontiguousarray(images[:, None]), tuple("0123456789")
+    return SaaeData(
+        name="mnist",
+        images=targets,
+        labels=labels,
+        classes=digits,
+        styles=targets,
+        style_of=np.arange(len(labels)),
+        contents=np.round(glyphs[:, None] * 255).astype(np.uint8),
+        content_of=labels,
+        content_class=np.arange(10),
+        alphabet=digits,
+    )
 
 
 def _members(source: Path) -> dict[str, bytes]:
@@ -299,17 +319,22 @@ def _iiit5k(source: Path, part: str, font: str | None) -> SaaeData:
             bad.append(word["file"])
             continue
         styles.append(_planes(picture, (32, 96)))
-        for char, (x, y, w, h) in zip(word["text"].upper(), word["boxes"], strict=True):
+        for char, (x, y, w, h) in zip(word["text"], word["boxes"], strict=True):
             box = max(0, x), max(0, y), min(picture.width, x + w), min(picture.height, y + h)
-            if char not in ALPHANUMERIC or box[2] - box[0] < 3 or box[3] - box[1] < 3:
+            if char not in LETTERS or box[2] - box[0] < 3 or box[3] - box[1] < 3:
                 continue
-            images.append(_planes(picture.crop(tuple(map(round, box))), (32, 32)))
+            images.append(_planes(_cut(picture, box), (32, 32)))
             labels.append(char)
             style_of.append(len(styles) - 1)
     _too_many_bad(source, bad, len(words))
     return _with_glyphs(
-        "iiit5k", images, labels, styles, style_of, font, ALPHANUMERIC, skipped=len(bad)
+        "iiit5k", images, labels, styles, style_of, font, LETTERS, str.upper, len(bad)
     )
+
+
+def _cut(picture: Image.Image, box: Sequence[float]) -> Image.Image:
+    left, top, right, bottom = (round(v) for v in box)
+    return picture.crop((left, top, right, bottom))
 
 
 # Left edges and width of the seven characters of a Chinese plate of 440 mm (GA 36-2014).
@@ -339,13 +364,13 @@ def _plates(source: Path, font: str | None) -> SaaeData:
         scale = picture.width / 440
         for char, left in zip(row["label"], _PLATE_MM, strict=True):
             box = (left - _SIDE_MM) * scale, 0, (left + _CHAR_MM + _SIDE_MM) * scale, picture.height
-            images.append(_planes(picture.crop(tuple(map(round, box))), (24, 16)))
+            images.append(_planes(_cut(picture, box), (24, 16)))
             labels.append(char)
             style_of.append(len(styles) - 1)
     _too_many_bad(source, bad, len(rows))
     frequent = {c for c in set(labels) if labels.count(c) >= 5}
     keep = [i for i, c in enumerate(labels) if c in frequent]
-    data = _with_glyphs(
+    return _with_glyphs(
         "plates",
         [images[i] for i in keep],
         [labels[i] for i in keep],
@@ -354,7 +379,6 @@ def _plates(source: Path, font: str | None) -> SaaeData:
         font,
         skipped=len(bad),
     )
-    return data
 
 
 def _faces(source: Path, attribute: str) -> SaaeData:
@@ -381,7 +405,19 @@ def _faces(source: Path, attribute: str) -> SaaeData:
     classes = tuple(name for _, name in AGES) if attribute == "age" else ("male", "female")
     stacked, own = np.stack(images), np.arange(len(images))
     numbers = np.array(labels, np.int64)
-    return SaaeData("faces", stacked, numbers, classes, stacked, own, stacked, own, False, len(bad))
+    return SaaeData(
+        name="faces",
+        images=stacked,
+        labels=numbers,
+        classes=classes,
+        styles=stacked,
+        style_of=own,
+        contents=stacked,
+        content_of=own,
+        content_class=numbers,
+        glyphs=False,
+        skipped=len(bad),
+    )
 
 
 def _folder(
@@ -420,20 +456,21 @@ def _folder(
             rows += [(path, folder.name, path) for path in files]
     if not rows:
         raise ValueError(f"{root} has neither a labels.csv nor folders of images named by label")
-    images, labels, styles, style_of, bad = [], [], [], [], []
+    images, labels, style_of, bad = [], [], [], []
+    styles: list[np.ndarray] = []
     known: dict[Path, int] = {}
-    for path, label, style in rows:
+    for path, label, source in rows:
         try:
             image = _planes(read_image(path), size, grey)
-            if style not in known:
-                styles.append(_planes(read_image(style), style_size, grey))
-                known[style] = len(styles) - 1
+            if source not in known:
+                styles.append(_planes(read_image(source), style_size, grey))
+                known[source] = len(styles) - 1
         except ValueError as error:
             bad.append(str(error))
             continue
         images.append(image)
         labels.append(label)
-        style_of.append(known[style])
+        style_of.append(known[source])
     _too_many_bad(root, bad, len(rows))
     _no_lonely_class(root, labels)
     return _with_glyphs("folder", images, labels, styles, style_of, font, skipped=len(bad))
