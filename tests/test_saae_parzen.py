@@ -56,18 +56,18 @@ def test_density_integrates_to_one() -> None:
 def test_a_gaussian_is_scored_as_its_own_entropy() -> None:
     """With many samples of N(0, 0.3^2 I) the score nears the density of N(0, 0.3^2 + s^2)."""
     generator = torch.Generator().manual_seed(4)
-    samples = 0.3 * torch.randn(20_000, 2, generator=generator)
-    points = 0.3 * torch.randn(4_000, 2, generator=generator)
+    samples = 0.3 * torch.randn(5_000, 2, generator=generator)
+    points = 0.3 * torch.randn(1_000, 2, generator=generator)
     sigma = 0.1
     variance = 0.3**2 + sigma**2
     exact = -math.log(2 * math.pi * variance) - points.square().sum(1) / (2 * variance)
     found = log_likelihood(points, samples, [sigma])[0]
-    assert float((found - exact).mean()) == pytest.approx(0, abs=0.02)
+    assert float((found - exact).mean()) == pytest.approx(0, abs=0.03)
 
 
 def test_the_width_is_chosen_on_validation_only() -> None:
-    samples = _numbers(5, 200, 4)
-    validation, test = samples + 0.3, samples[:50]
+    samples = _numbers(5, 60, 4)
+    validation, test = samples + 0.3, samples[:20]
     found = parzen.parzen(samples, validation, test)
     curve = [
         _by_definition(validation.double().numpy(), samples.double().numpy(), s).mean()
@@ -77,7 +77,7 @@ def test_the_width_is_chosen_on_validation_only() -> None:
     np.testing.assert_allclose(found.validation, curve, rtol=1e-5, atol=1e-4)
     scores = _by_definition(test.double().numpy(), samples.double().numpy(), found.sigma)
     assert found.mean == pytest.approx(scores.mean(), abs=1e-4)
-    assert found.se == pytest.approx(scores.std() / math.sqrt(50), rel=1e-4)
+    assert found.se == pytest.approx(scores.std() / math.sqrt(20), rel=1e-4)
 
 
 def test_nearest_is_brute_force() -> None:
@@ -107,10 +107,10 @@ def test_k_means_finds_separated_groups() -> None:
 
 def test_controls_rank_blur_above_data(fastgen_data: object) -> None:
     """The known weakness of the measure, on a small part of MNIST."""
-    from fastgen.train.saae_data import read_mnist
+    from fastgen.train.saae_data import load
 
-    train, _ = read_mnist("train")
-    images = torch.from_numpy(train[:3000]).float() / 255
+    train = load("mnist", fastgen_data / "mnist").images[:3000, 0]  # type: ignore[operator]
+    images = torch.tensor(train, dtype=torch.float32) / 255
     found = controls(
         images[:2000], images[2000:2300], images[2300:], 1000, names=("real", "blur", "means_of_8")
     )

@@ -166,7 +166,7 @@ def test_distortion() -> None:
 def test_swap_test_tells_obedient_from_deaf() -> None:
     train, styles = _digits(300, 7), _digits(60, 8)
     judge = fit(from_set(*train), (1, 16, 16), 3, OPTIONS)
-    glyphs = torch.stack([train[0][train[1] == k][0] for k in range(3)])
+    glyphs = [(train[0][train[1] == k][0], k) for k in range(3)]
     obedient = swap_test(lambda c, s: c, judge, glyphs, *styles)
     assert obedient["accuracy"] == 1
     assert obedient["images"] == 2 * 60
@@ -178,7 +178,7 @@ def test_swap_test_tells_obedient_from_deaf() -> None:
 def test_style_use_is_one_for_real_images_of_the_class() -> None:
     real, labels = _digits(600, 9)
     styles, style_labels = _digits(300, 10)
-    glyphs = torch.stack([real[labels == k][0] for k in range(3)])
+    glyphs = [(real[labels == k][0], k) for k in range(3)]
     frozen = style_use(lambda c, s: c, glyphs, styles, style_labels, real, labels)
     assert frozen["ratio"] == 0
     assert frozen["thickness"] == 0

@@ -217,7 +217,7 @@ def _blurred(train: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def _centres(train: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    return k_means(train, count, 10, generator)
+    return k_means(train, count, 5, generator)
 
 
 def _neighbour_means(train: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -231,8 +231,11 @@ def _neighbour_means(train: Tensor, count: int, generator: torch.Generator) -> T
 CONTROLS: dict[str, tuple[str, Callable[[Tensor, int, torch.Generator], Tensor]]] = {
     "real": ("real training images", _real),
     "blur": ("the same, blurred by (1 2 1)/4 in both directions", _blurred),
-    "k_means": ("k-means centres of the training images", _centres),
-    "means_of_8": ("means of the 8 training images nearest to one, itself included", _neighbour_means),
+    "k_means": ("k-means centres of the training images (5 iterations)", _centres),
+    "means_of_8": (
+        "means of the 8 training images nearest to one, itself included",
+        _neighbour_means,
+    ),
 }
 """Sets of images that no generator made: name -> (description, maker)."""
 

@@ -6,7 +6,7 @@ baselines and tests are measured by the same code.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from fastgen.train.judge import Classifier, features, frechet, predict
 from fastgen.train.parzen import nearest
 
 __all__ = [
+    "Contents",
     "Generate",
     "copying",
     "feature_distance",
@@ -29,16 +30,23 @@ __all__ = [
 Generate = Callable[[Tensor, Tensor], Tensor]
 """(content (N, C, H, W), style (N, C', H', W')) -> (N, C, H, W) in [0, 1]."""
 
+Contents = Sequence[tuple[Tensor, int]]
+"""Glyphs (C, H, W) and the class of each; a class may have several (upper and lower case)."""
+
 
 def swap_test(
-    generate: Generate, judge: Classifier, glyphs: Tensor, styles: Tensor, labels: Tensor
+    generate: Generate,
+    judge: Classifier,
+    contents: Contents,
+    styles: Tensor,
+    labels: Tensor,
 ) -> dict[str, Any]:
     """Every style with every content of another class, read by a judge (criterion A2).
 
     Args:
         generate: The generator.
         judge: Trained on real images only.
-        glyphs: (K, C, H, W), the content image of each class.
+        contents: The glyphs and their classes.
         styles: (S, ...) real images that nothing was trained on.
         labels: (S,) their classes; -1 where an image has none (every content is then another).
 
@@ -46,22 +54,20 @@ def swap_test(
         ``accuracy``, ``images``, ``per_class`` accuracies, and ``same``, the accuracy with the
         style's own class as content (None when no style has one).
     """
-    classes = len(glyphs)
-    right = torch.zeros(classes, 2)
-    total = torch.zeros(classes, 2)
-    for label in range(classes):
-        made = generate(glyphs[label].expand(len(styles), *glyphs.shape[1:]), styles)
+    right = torch.zeros(judge.classes, 2)
+    total = torch.zeros(judge.classes, 2)
+    for glyph, label in contents:
+        made = generate(glyph.expand(len(styles), *glyph.shape), styles)
         hit = predict(judge, made).argmax(1) == label
         for column, chosen in enumerate((labels != label, labels == label)):
             right[label, column] += hit[chosen].sum()
             total[label, column] += chosen.sum()
     other, own = total[:, 0].sum(), total[:, 1].sum()
+    pairs = zip(right[:, 0].tolist(), total[:, 0].tolist(), strict=True)
     return {
         "accuracy": float(right[:, 0].sum() / other),
         "images": int(other),
-        "per_class": [
-            float(r / t) if t else None for r, t in zip(right[:, 0], total[:, 0], strict=True)
-        ],
+        "per_class": [round(r / t, 4) if t else None for r, t in pairs],
         "same": float(right[:, 1].sum() / own) if own else None,
     }
 
@@ -105,7 +111,7 @@ def pearson(a: Tensor, b: Tensor) -> float | None:
 
 def style_use(
     generate: Generate,
-    glyphs: Tensor,
+    contents: Contents,
     styles: Tensor,
     labels: Tensor,
     real: Tensor,
@@ -115,7 +121,7 @@ def style_use(
 
     Args:
         generate: The generator.
-        glyphs: (K, C, H, W), the content image of each class.
+        contents: The glyphs and their classes.
         styles: (S, ...) real images; those of the content's own class are left out.
         labels: (S,) their classes, -1 for none.
         real: (R, C, H, W) real images, for the spread within a class.
@@ -124,29 +130,29 @@ def style_use(
     Returns:
         ``std`` (over styles, content fixed), ``real_std`` (over real images of a class),
         ``ratio``, and ``thickness`` (correlation of stroke width, content fixed), each a mean
-        over the classes that occur.
+        over the contents.
     """
     given = thickness(styles)
     stds, real_stds, correlations = [], [], []
-    for label in range(len(glyphs)):
+    for glyph, label in contents:
         chosen, same = labels != label, real_labels == label
         if chosen.sum() < 3 or same.sum() < 3:
             continue
         part = styles[chosen]
-        made = generate(glyphs[label].expand(len(part), *glyphs.shape[1:]), part)
+        made = generate(glyph.expand(len(part), *glyph.shape), part)
         stds.append(pixel_std(made))
         real_stds.append(pixel_std(real[same]))
         r = pearson(given[chosen], thickness(made))
         correlations.append(0.0 if r is None else r)
     if not stds:
-        raise ValueError("no class has three styles of other classes and three real images")
+        raise ValueError("no content has three styles of other classes and three real images")
     std, real_std = (sum(v) / len(v) for v in (stds, real_stds))
     return {
         "std": std,
         "real_std": real_std,
         "ratio": std / real_std,
         "thickness": sum(correlations) / len(correlations),
-        "classes": len(stds),
+        "contents": len(stds),
     }
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from fastgen.cli._app import Commands
 from fastgen.train.options import EvalStyleOptions, GatysOptions, StyleOptions, click_command
+from fastgen.train.saae_eval_options import EvalSaaeOptions
 
-__all__ = ["eval_style", "evaluate", "gatys", "style", "train"]
+__all__ = ["eval_saae", "eval_style", "evaluate", "gatys", "style", "train"]
 
 
 def _run_style(options: Any) -> int | None:
@@ -31,6 +32,12 @@ def _run_evaluate(options: Any) -> int | None:
     return recipe.run(options)
 
 
+def _run_eval_saae(options: Any) -> int | None:
+    from fastgen.train import saae_eval as recipe
+
+    return recipe.run(options)
+
+
 style = click_command("style", StyleOptions, _run_style)
 gatys = click_command("gatys", GatysOptions, _run_gatys)
 eval_style = click_command("style", EvalStyleOptions, _run_evaluate)
@@ -43,8 +50,12 @@ train = Commands(
     },
     help="Train a style, or optimise one picture (needs torch).",
 )
+eval_saae = click_command("saae", EvalSaaeOptions, _run_eval_saae)
 evaluate = Commands(
     "eval",
-    {"style": ("fastgen.cli.train:eval_style", "Eq. 9 of networks against L-BFGS.")},
+    {
+        "style": ("fastgen.cli.train:eval_style", "Eq. 9 of networks against L-BFGS."),
+        "saae": ("fastgen.cli.train:eval_saae", "SAAE: likelihood, swap test, style, copying."),
+    },
     help="Measure trained networks on held-out photos (needs torch).",
 )
