@@ -37,7 +37,7 @@ __all__ = ["EvalSaaeOptions", "evaluate_saae", "judge_of", "run"]
 VALIDATION = 1000
 JUDGES = {
     "mnist": FitOptions(steps=2000, batch=128, width=16),
-    "iiit5k": FitOptions(steps=3000, batch=128, width=24),
+    "iiit5k": FitOptions(steps=1500, batch=128, width=16),
     "plates": FitOptions(steps=1500, batch=128, width=16),
     "faces": FitOptions(steps=1500, batch=64, width=16),
 }
@@ -183,7 +183,9 @@ def _check(options: EvalSaaeOptions) -> None:
         raise ValueError("give checkpoints to measure, or --data mnist for the controls alone")
 
 
-def evaluate_saae(options: EvalSaaeOptions) -> dict[str, Any]:
+def evaluate_saae(
+    options: EvalSaaeOptions, extra: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Measures models of one data set; writes JSON, Markdown and pictures when asked to.
 
     The report is saved after every model; models that an earlier report at the same place has
@@ -191,6 +193,8 @@ def evaluate_saae(options: EvalSaaeOptions) -> dict[str, Any]:
 
     Args:
         options: See :class:`EvalSaaeOptions`.
+        extra: ``tuning`` (how the models' settings were chosen) and ``rec_level`` (per file, the
+            loss at the end of step 1), for the report.
 
     Returns:
         The report.
@@ -223,6 +227,7 @@ def evaluate_saae(options: EvalSaaeOptions) -> dict[str, Any]:
         "controls": {},
         "models": [],
         "pictures": {},
+        "tuning": list((extra or {}).get("tuning", ())),
     }
 
     def save() -> None:
@@ -239,12 +244,14 @@ def evaluate_saae(options: EvalSaaeOptions) -> dict[str, Any]:
         real = data.train.images()
         chosen = torch.randperm(len(real), generator=context.generator(0))[: options.samples]
         report["real_frechet"] = feature_distance(judge, real[chosen], test)
+        levels = (extra or {}).get("rec_level", {})
         before = {row["sha256"]: row for row in known.get("models", ())}
         for number, model in enumerate(models, 1):
             row = before.get(model.info["sha256"])
             if row is None or row["settings"] != _settings(options):
                 say(f"measuring {number}/{len(models)}: {model.info['file']}")
                 row = _measure(model, context)
+            row["rec_level"] = levels.get(row["file"])
             report["models"].append(row)
             save()
         report["acceptance"] = acceptance(report)

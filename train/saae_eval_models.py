@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,9 +27,11 @@ class EvalModel:
     Attributes:
         module: The network, in eval mode.
         data: Name of the data set that it was trained on.
-        info: ``file``, ``sha256``, ``arm``, ``seed``, ``steps``, ``minutes``.
+        info: ``file``, ``sha256``, ``arm``, ``seed`` and what is known of the training.
         noise: Length of the random part of the input; 0 for models with content and style.
         classes: Length of the one-hot class behind the noise (conditional GAN), else 0.
+        mean: Of the noise's distribution, by default 0.
+        std: Of the noise's distribution, by default 1.
     """
 
     module: GraphModule
@@ -35,6 +39,8 @@ class EvalModel:
     info: dict[str, Any]
     noise: int = 0
     classes: int = 0
+    mean: Tensor | None = None
+    std: Tensor | None = None
 
     @property
     def takes_style(self) -> bool:
@@ -80,6 +86,8 @@ class EvalModel:
         device = next(self.module.parameters()).device
         for part in torch.arange(count).split(_BATCH):
             latent = torch.randn(len(part), self.noise, generator=generator)
+            if self.mean is not None and self.std is not None:
+                latent = latent * self.std[: self.noise] + self.mean[: self.noise]
             if self.classes:
                 label = torch.randint(self.classes, (len(part),), generator=generator)
                 latent = torch.cat([latent, torch.eye(self.classes)[label]], 1)
@@ -87,11 +95,13 @@ class EvalModel:
         return torch.cat(parts)
 
 
-def arm_name(model: str, discriminator: str) -> str:
+def arm_name(model: str, discriminator: str, schedule: str) -> str:
     """What an arm is called in reports: the SAAE by its discriminator, baselines by their name."""
     if model != "saae":
-        return {"dcgan": "DCGAN", "aae": "AAE", "cgan": "conditional GAN"}.get(model, model)
-    return "binary" if discriminator == "binary" else "multi-class"
+        names = {"dcgan": "DCGAN", "aae": "AAE", "cgan": "conditional GAN"}
+        return names.get(model, model)
+    arm = "binary" if discriminator == "binary" else "multi-class"
+    return arm if schedule == "three-step" else f"{arm}, {schedule}"
 
 
 def load_model(path: Path, device: torch.device) -> EvalModel:
@@ -102,26 +112,39 @@ def load_model(path: Path, device: torch.device) -> EvalModel:
     """
     checkpoint = load_checkpoint(path)
     meta = checkpoint.meta
+    if meta["kind"] not in ("saae", "saae-baseline"):
+        raise ValueError(f"{path} is a {meta['kind']!r} model, none of `fastgen train saae`")
     trained = meta.get("provenance") or {}
-    options = trained.get("options") or {}
-    names = [item.name for item in checkpoint.graph.inputs]
-    if names not in (["content", "style"], ["latent"]) or "data" not in options:
-        raise ValueError(
-            f"{path} has the inputs {', '.join(names)} and is no model of `fastgen train saae`"
-        )
+    try:
+        options, record = trained["options"], trained["training"]
+        data = str(trained["data"]["name"])
+        name, seed = str(options["model"]), int(options["seed"])
+        arm = arm_name(name, str(options["discriminator"]), str(options["schedule"]))
+        if options["per_class"] is not None:
+            arm += f", {options['per_class']} a class"
+        info = {
+            "file": path.name,
+            "sha256": meta.get("sha256"),
+            "arm": arm,
+            "seed": seed,
+            "width": options["width"],
+            "adv_weight": options["adv_weight"],
+            "steps": {p["kind"]: p["steps"] for p in record["phases"]},
+            "minutes": round(record["seconds"] / 60, 1),
+            "losses": record["losses"],
+            "warnings": record["warnings"],
+        }
+        noise = 0 if meta["kind"] == "saae" else int(options["style_features"])
+        mean, std = (_unpack(meta["latent"][k]) for k in ("mean", "std")) if noise else (None, None)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} has an incomplete provenance ({error}); train it again") from None
+    classes = 0
+    if noise:
+        classes = int(checkpoint.graph.inputs[0].shape[1]) - noise  # type: ignore[arg-type]
     module = GraphModule(checkpoint.graph).load_weights(checkpoint.weights).to(device).eval()
-    name = str(options.get("model", "saae"))
-    noise = classes = 0
-    if names == ["latent"]:
-        size = checkpoint.graph.inputs[0].shape[1]
-        noise = int(options["latent"])
-        classes = int(size) - noise  # type: ignore[arg-type]
-    info = {
-        "file": path.name,
-        "sha256": meta.get("sha256"),
-        "arm": arm_name(name, str(options.get("discriminator", ""))),
-        "seed": int(options.get("seed", 0)),
-        "steps": trained.get("steps"),
-        "minutes": trained.get("minutes"),
-    }
-    return EvalModel(module, str(options["data"]), info, noise, classes)
+    return EvalModel(module, data, info, noise, classes, mean, std)
+
+
+def _unpack(value: dict[str, Any]) -> Tensor:
+    raw = np.frombuffer(base64.b64decode(value["float16"]), "<f2").reshape(value["shape"])
+    return torch.tensor(raw.astype(np.float32))

@@ -106,8 +106,36 @@ def _a5(arm: str, rows: Sequence[Mapping[str, Any]]) -> Any:
     return _verdict("A5", claim, all(inside), why)
 
 
+def _failed(row: Mapping[str, Any], level: float | None) -> bool:
+    """Criterion A4's failures: reconstruction worse than twice step 1, or D always right."""
+    if {"collapse", "divergence"} & set(row["warnings"]):
+        return True
+    rec = row["losses"].get("rec")
+    return level is not None and rec is not None and rec > 2 * level
+
+
+def _a4(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    claim = "three-step training fails less often than joint training from scratch"
+    steps = {row["seed"]: row for row in arms.get(MULTI, ())}
+    joint = {row["seed"]: row for row in arms.get(f"{MULTI}, joint", ())}
+    seeds = sorted(set(steps) & set(joint))
+    if not seeds:
+        return _verdict("A4", claim, None, "not measured: needs both schedules, same seeds")
+    levels = {s: steps[s].get("rec_level") for s in seeds}
+    ours = sum(_failed(steps[s], levels[s]) for s in seeds)
+    theirs = sum(_failed(joint[s], levels[s]) for s in seeds)
+    gap = paired(
+        [steps[s]["losses"]["rec"] for s in seeds], [joint[s]["losses"]["rec"] for s in seeds]
+    )
+    why = (
+        f"{ours} against {theirs} failures of {len(seeds)} seeds; reconstruction loss minus "
+        f"joint's {text(gap, 5)}"
+    )
+    return _verdict("A4", claim, ours < theirs if len(seeds) >= 3 else None, why)
+
+
 def acceptance(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The criteria that the models of a report can decide: A1, A2 and A5.
+    """The criteria that the models of a report can decide: A1, A2, A4 and A5.
 
     Returns:
         ``criterion``, ``claim``, ``held`` (True, False, or None when not decided) and ``why``.
@@ -118,6 +146,8 @@ def acceptance(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         if rows[0].get("swap"):
             found.append(_a2(arm, rows, report["judge"], report["data"]))
         found.append(_a5(arm, rows))
+    if f"{MULTI}, joint" in arms:
+        found.append(_a4(arms))
     return found
 
 
@@ -196,17 +226,41 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += report.get("attributes_markdown", [])
     for file, caption in report.get("pictures", {}).items():
         lines += [f"![{caption}]({file})", "", caption, ""]
+    lines += tuning_lines(report.get("tuning", []))
     if report["models"]:
         lines += [
             "## Models",
             "",
-            "| file | arm | seed | steps | trained for |",
-            "|---|---|---|---|---|",
+            "| file | arm | seed | width | lambda | updates | minutes | warnings |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         for row in report["models"]:
+            updates = " + ".join(f"{n} {kind}" for kind, n in row["steps"].items())
             lines.append(
-                f"| {row['file']} | {row['arm']} | {row['seed']} | {row.get('steps', '')} "
-                f"| {row.get('minutes', '')} |"
+                f"| {row['file']} | {row['arm']} | {row['seed']} | {row['width']} "
+                f"| {row['adv_weight']} | {updates} | {row['minutes']} "
+                f"| {', '.join(row['warnings']) or 'none'} |"
             )
         lines.append("")
     return "\n".join(lines)
+
+
+def tuning_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was tried for each arm before the confirmation."""
+    if not rows:
+        return []
+    lines = [
+        "## Tuning",
+        "",
+        "Both arms tried the same settings on one seed that is not among the confirming ones; the "
+        "best on validation images was taken.",
+        "",
+        "| arm | lambda | log-likelihood of validation images | taken |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['arm']} | {row['adv_weight']} | {row['validation']:.1f} "
+            f"| {'yes' if row['taken'] else ''} |"
+        )
+    return [*lines, ""]

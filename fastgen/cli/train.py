@@ -9,9 +9,22 @@ from typing import Any
 
 from fastgen.cli._app import Commands
 from fastgen.train.options import EvalStyleOptions, GatysOptions, StyleOptions, click_command
-from fastgen.train.saae_eval_options import EvalSaaeOptions
+from fastgen.train.saae_eval_options import (
+    CompareSaaeOptions,
+    EvalSaaeOptions,
+    RecogniserOptions,
+)
 
-__all__ = ["eval_saae", "eval_style", "evaluate", "gatys", "style", "train"]
+__all__ = [
+    "eval_saae",
+    "eval_saae_arms",
+    "eval_saae_data",
+    "eval_style",
+    "evaluate",
+    "gatys",
+    "style",
+    "train",
+]
 
 
 def _run_style(options: Any) -> int | None:
@@ -38,6 +51,18 @@ def _run_eval_saae(options: Any) -> int | None:
     return recipe.run(options)
 
 
+def _run_eval_saae_arms(options: Any) -> int | None:
+    from fastgen.train import saae_compare as recipe
+
+    return recipe.run(options)
+
+
+def _run_eval_saae_data(options: Any) -> int | None:
+    from fastgen.train import saae_recogniser as recipe
+
+    return recipe.run(options)
+
+
 style = click_command("style", StyleOptions, _run_style)
 gatys = click_command("gatys", GatysOptions, _run_gatys)
 eval_style = click_command("style", EvalStyleOptions, _run_evaluate)
@@ -51,11 +76,21 @@ train = Commands(
     help="Train a style, or optimise one picture (needs torch).",
 )
 eval_saae = click_command("saae", EvalSaaeOptions, _run_eval_saae)
+eval_saae_arms = click_command("saae-arms", CompareSaaeOptions, _run_eval_saae_arms)
+eval_saae_data = click_command("saae-data", RecogniserOptions, _run_eval_saae_data)
 evaluate = Commands(
     "eval",
     {
         "style": ("fastgen.cli.train:eval_style", "Eq. 9 of networks against L-BFGS."),
         "saae": ("fastgen.cli.train:eval_saae", "SAAE: likelihood, swap test, style, copying."),
+        "saae-arms": (
+            "fastgen.cli.train:eval_saae_arms",
+            "SAAE: multi-class against binary discriminator, tuned alike.",
+        ),
+        "saae-data": (
+            "fastgen.cli.train:eval_saae_data",
+            "SAAE: does generated data help a recogniser?",
+        ),
     },
     help="Measure trained networks on held-out photos (needs torch).",
 )
