@@ -434,17 +434,17 @@ def _folder(
             if not {"file", "label"} <= set(reader.fieldnames or ()):
                 raise ValueError(f"{table} needs a first line with file,label and perhaps style")
             for number, row in enumerate(reader, 2):
-                image = root / (row["file"] or "")
+                target = root / (row["file"] or "")
                 if not row["label"]:
                     raise ValueError(f"{table}, line {number}: the label is empty")
-                style = root / row["style"] if row.get("style") else image
-                for path in (image, style):
+                style = root / row["style"] if row.get("style") else target
+                for path in (target, style):
                     if not path.is_file():
                         raise ValueError(
                             f"{table}, line {number}: label {row['label']!r} has no image: {path} "
                             "does not exist; add it, or remove the line"
                         )
-                rows.append((image, row["label"], style))
+                rows.append((target, row["label"], style))
     else:
         for folder in sorted(p for p in root.iterdir() if p.is_dir()):
             files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
@@ -459,18 +459,18 @@ def _folder(
     images, labels, style_of, bad = [], [], [], []
     styles: list[np.ndarray] = []
     known: dict[Path, int] = {}
-    for path, label, source in rows:
+    for path, label, style in rows:
         try:
             image = _planes(read_image(path), size, grey)
-            if source not in known:
-                styles.append(_planes(read_image(source), style_size, grey))
-                known[source] = len(styles) - 1
+            if style not in known:
+                styles.append(_planes(read_image(style), style_size, grey))
+                known[style] = len(styles) - 1
         except ValueError as error:
             bad.append(str(error))
             continue
         images.append(image)
         labels.append(label)
-        style_of.append(known[source])
+        style_of.append(known[style])
     _too_many_bad(root, bad, len(rows))
     _no_lonely_class(root, labels)
     return _with_glyphs("folder", images, labels, styles, style_of, font, skipped=len(bad))
