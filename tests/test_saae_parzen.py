@@ -89,6 +89,9 @@ def test_nearest_is_brute_force() -> None:
     distances, index = nearest(points, samples, 4)
     assert (index.numpy() == np.argsort(table, axis=1)[:, :4]).all()
     np.testing.assert_allclose(distances, np.sort(table, axis=1)[:, :4], rtol=1e-4)
+    one, first = nearest(points, samples)
+    assert (first == index[:, :1]).all()
+    torch.testing.assert_close(one, distances[:, :1])
     assert float(nearest(samples, samples)[0].max()) < 2e-3
 
 

@@ -169,14 +169,15 @@ def nearest(points: Tensor, samples: Tensor, count: int = 1) -> tuple[Tensor, Te
         raise ValueError(f"{count} neighbours of {len(samples)} samples; ask for 1..{len(samples)}")
     centre = samples.mean(0)
     points, samples = points - centre, samples - centre
-    found = [
-        torch.topk(squared, count, dim=1, largest=False)
-        for _, squared in _distances(points, samples)
-    ]
-    return (
-        torch.cat([f.values for f in found]).sqrt(),
-        torch.cat([f.indices for f in found]),
-    )
+    values, indices = [], []
+    for _, squared in _distances(points, samples):
+        if count == 1:  # many times faster than a selection
+            value, index = squared.min(1, keepdim=True)
+        else:
+            value, index = torch.topk(squared, count, dim=1, largest=False)
+        values.append(value)
+        indices.append(index)
+    return torch.cat(values).sqrt(), torch.cat(indices)
 
 
 def k_means(data: Tensor, count: int, iterations: int, generator: torch.Generator) -> Tensor:

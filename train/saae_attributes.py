@@ -8,16 +8,86 @@ what it is between different people, since a distance alone says nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fastgen.train.judge import Classifier, predict
+from fastgen.train.judge import Classifier, FitOptions, cached_judge, predict
+from fastgen.train.saae_data import load
+from fastgen.train.saae_eval_data import EvalData, Part
 from fastgen.train.saae_measures import Generate
 
-__all__ = ["attribute_transfer", "frame_distance", "transfer_markdown"]
+__all__ = [
+    "ATTRIBUTES",
+    "attribute_transfer",
+    "face_judges",
+    "face_labels",
+    "frame_distance",
+    "transfer_markdown",
+]
+
+ATTRIBUTES = ("gender", "age")
+
+
+def face_labels(
+    data: EvalData, attribute: str, source: Path | None = None
+) -> dict[str, dict[str, Tensor]]:
+    """All attributes of the faces of each part; the parts are those of one attribute.
+
+    The loader splits faces by the attribute that it is asked for, so the other attributes are
+    found by the picture itself, and no judge ever sees a face of another part.
+
+    Args:
+        data: Faces, read for ``attribute``.
+        attribute: The labels of ``data``.
+        source: Where the faces are.
+
+    Returns:
+        Part (``"train"``, ``"validation"``, ``"test"``) -> attribute -> (N,) values.
+    """
+    parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    found = {part: {attribute: content.labels} for part, content in parts.items()}
+    for other in ATTRIBUTES:
+        if other == attribute:
+            continue
+        known: dict[bytes, int] = {}
+        for part in parts:
+            faces = load("faces", source, part, attribute=other)
+            pairs = zip(faces.images, faces.labels.tolist(), strict=True)
+            known |= {image.tobytes(): label for image, label in pairs}
+        for part, content in parts.items():
+            values = [known[np.ascontiguousarray(i).tobytes()] for i in content.data.images]
+            found[part][other] = torch.tensor(values)
+    return found
+
+
+def face_judges(
+    train: Part,
+    test: Part,
+    labels: Mapping[str, Mapping[str, Tensor]],
+    cache: Path | None,
+    say: Callable[[str], None],
+    options: FitOptions,
+) -> tuple[dict[str, Classifier], dict[str, dict[str, Any]]]:
+    """A judge of each attribute, trained on the training faces and measured on the test faces."""
+    judges, infos = {}, {}
+    for name in ATTRIBUTES:
+        classes = int(labels["train"][name].max()) + 1
+        judges[name], infos[name] = cached_judge(
+            train.images(),
+            labels["train"][name],
+            (test.images(), labels["test"][name]),
+            classes,
+            options,
+            cache,
+            f"judge-faces-{name}",
+            say,
+        )
+    return judges, infos
 
 
 def _rms(a: Tensor, b: Tensor) -> Tensor:
@@ -120,8 +190,15 @@ def transfer_markdown(
 ) -> list[str]:
     """Results of :func:`attribute_transfer`, one row a model, and the judges' own accuracies."""
     lines = [
-        "| model | read as the example's value % | without transfer % | same value kept % "
-        "| other attributes unchanged % | frame, of people's | picture, of people's |",
+        "## Attribute transfer",
+        "",
+        "Every unseen face with an unseen example of the attribute's other value. `read as` is the "
+        "judge's word on the result; a generator that changes nothing would get `without`. What "
+        "should stay: other attributes, the frame around the face and the picture, the latter two "
+        "as a share of the distance between different people.",
+        "",
+        "| model | read as the example's value % | without % | same value kept % "
+        "| other attributes unchanged % | frame | picture |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
@@ -133,5 +210,4 @@ def transfer_markdown(
             f"| {row['picture'] / row['picture_people']:.2f} |"
         )
     told = ", ".join(f"{name} {100 * info['accuracy']:.1f} %" for name, info in judged.items())
-    lines += ["", f"Judges on real faces that they have not seen: {told}."]
-    return lines
+    return [*lines, "", f"The judges read real faces that they have not seen: {told}.", ""]

@@ -61,6 +61,7 @@ def _train(
         steps=steps,
         batch=options.batch,
         seed=seed,
+        precision=options.precision,
         preview_every=0,
         log_every=200,
         device=options.device,

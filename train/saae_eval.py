@@ -26,6 +26,7 @@ from fastgen.train.judge import Classifier, FitOptions, cached_judge
 from fastgen.train.loop import pick_device
 from fastgen.train.options import main
 from fastgen.train.parzen import controls, nearest, parzen
+from fastgen.train.saae_attributes import attribute_transfer, face_judges, face_labels
 from fastgen.train.saae_eval_data import EvalData, load_data
 from fastgen.train.saae_eval_models import EvalModel, load_model
 from fastgen.train.saae_eval_options import EvalSaaeOptions
@@ -78,6 +79,8 @@ class _Context:
     options: EvalSaaeOptions
     validation: Tensor | None
     test: Tensor
+    labels: Mapping[str, Mapping[str, Tensor]]
+    attribute_judges: Mapping[str, Classifier]
 
     def generator(self, salt: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.options.seed * 1000 + salt)
@@ -101,10 +104,24 @@ def _measure(model: EvalModel, context: _Context) -> dict[str, Any]:
     if model.takes_style:
         index = torch.randperm(len(data.test), generator=context.generator(2))[: options.styles]
         styles, labels = data.test.styles(index), data.test.labels[index]
-        row["swap"] = swap_test(model, context.judge, data.glyphs, styles, labels)
-        row["style"] = style_use(
-            model, data.glyphs, styles, labels, data.test.images(), data.test.labels
-        )
+        rebuilt = model(data.test.contents(index), styles)
+        row["rec"] = float((rebuilt - data.test.images(index)).square().mean())
+        if data.has_glyphs:
+            row["swap"] = swap_test(model, context.judge, data.glyphs, styles, labels)
+            row["style"] = style_use(
+                model, data.glyphs, styles, labels, data.test.images(), data.test.labels
+            )
+        else:
+            row["transfer"] = attribute_transfer(
+                model,
+                context.attribute_judges,
+                model.info["attribute"],
+                data.test.contents(index),
+                {name: values[index] for name, values in context.labels["test"].items()},
+                data.validation.styles(torch.arange(len(data.validation))),
+                context.labels["validation"][model.info["attribute"]],
+                options.seed,
+            )
     row["evaluation_seconds"] = round(time.perf_counter() - began, 1)
     return row
 
@@ -140,10 +157,12 @@ def _pictures(
     for arm, model in first.items():
         if not model.takes_style:
             continue
-        index = torch.randperm(len(data.test), generator=context.generator(5))[:12]
-        styles = data.test.styles(index)
-        rows = []
-        shown = torch.stack([glyph for glyph, _ in data.glyphs[: context.options.columns]])
+        index = torch.randperm(len(data.test), generator=context.generator(5))
+        styles, rows = data.test.styles(index[:12]), []
+        if data.has_glyphs:
+            shown = torch.stack([glyph for glyph, _ in data.glyphs[: context.options.columns]])
+        else:
+            shown = data.test.contents(index[12:24])
         for style in styles:
             made = model(shown, style.expand(len(shown), *style.shape))
             rows.append([style, *made])
@@ -210,7 +229,10 @@ def evaluate_saae(
     names = {model.data for model in models} | ({options.data} if options.data else set())
     if len(names) != 1:
         raise ValueError(f"models of {', '.join(sorted(names))}; evaluate one data set at a time")
-    data = load_data(names.pop(), options.source)
+    attributes = sorted({m.info["attribute"] for m in models if m.info["attribute"]})
+    if len(attributes) > 1:
+        raise ValueError(f"models of {' and '.join(attributes)}; evaluate one attribute at a time")
+    data = load_data(names.pop(), options.source, *attributes)
     cache = options.cache or (options.output.with_suffix(".cache") if options.output else None)
     known = _known(options)
     validation = data.validation.images()[:VALIDATION] if data.name == "mnist" else None
@@ -240,7 +262,14 @@ def evaluate_saae(
         save()
     if models:
         judge, report["judge"] = judge_of(data, cache, say)
-        context = _Context(data, judge, options, validation, test)
+        labels: dict[str, dict[str, Tensor]] = {}
+        judges: dict[str, Classifier] = {}
+        if data.name == "faces":
+            labels = face_labels(data, attributes[0], options.source)
+            judges, report["attribute_judges"] = face_judges(
+                data.train, data.test, labels, cache, say, JUDGES["faces"]
+            )
+        context = _Context(data, judge, options, validation, test, labels, judges)
         real = data.train.images()
         chosen = torch.randperm(len(real), generator=context.generator(0))[: options.samples]
         report["real_frechet"] = feature_distance(judge, real[chosen], test)

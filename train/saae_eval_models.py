@@ -128,10 +128,10 @@ def load_model(path: Path, device: torch.device) -> EvalModel:
             "arm": arm,
             "seed": seed,
             "width": options["width"],
+            "attribute": options["attribute"] if data == "faces" else None,
             "adv_weight": options["adv_weight"],
             "steps": {p["kind"]: p["steps"] for p in record["phases"]},
             "minutes": round(record["seconds"] / 60, 1),
-            "losses": record["losses"],
             "warnings": record["warnings"],
         }
         noise = 0 if meta["kind"] == "saae" else int(options["style_features"])

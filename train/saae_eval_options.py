@@ -65,6 +65,7 @@ class CompareSaaeOptions:
     dis_steps: int = option(200, help="updates of step 2, at most")
     steps: int = option(3000, help="updates of step 3")
     batch: int = option(32, help="images a step")
+    precision: str = option("fp32", help="of training", choices=("fp32", "bf16"))
     samples: int = option(10_000, help="images for the likelihood and the Frechet distance")
     cache: Path | None = option(
         None, help="folder of trained judges (default: OUTPUT without suffix + .cache)"
@@ -103,6 +104,7 @@ class RecogniserOptions:
     rec_steps: int = option(1000, help="updates of the generator's step 1, at most")
     dis_steps: int = option(200, help="updates of the generator's step 2, at most")
     generator_steps: int = option(3000, help="updates of the generator's step 3")
+    precision: str = option("fp32", help="of the generators' training", choices=("fp32", "bf16"))
     device: str = option("auto", help="auto, cpu, cuda or cuda:N")
     threads: int | None = option(None, help="CPU threads (default: torch decides)")
     quiet: bool = option(False, help="no progress on stderr")

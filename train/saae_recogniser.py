@@ -95,6 +95,7 @@ def _generator(options: RecogniserOptions, run_dir: Path, count: int, seed: int)
             per_class=count,
             data_seed=seed,
             seed=seed,
+            precision=options.precision,
             preview_every=0,
             device=options.device,
             threads=options.threads,

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastgen.train.eval_stats import interval, paired, text
 from fastgen.train.parzen import CONTROLS
+from fastgen.train.saae_attributes import transfer_markdown
 
 __all__ = ["PUBLISHED", "acceptance", "aggregate", "markdown"]
 
@@ -31,6 +32,7 @@ _COLUMNS = (
     ("stroke width r", ("style", "thickness"), 2, False),
     ("nearer than p1 %", ("copying", "below"), 2, True),
     ("Frechet", ("frechet",), 1, False),
+    ("reconstruction", ("rec",), 4, False),
 )
 
 
@@ -110,8 +112,7 @@ def _failed(row: Mapping[str, Any], level: float | None) -> bool:
     """Criterion A4's failures: reconstruction worse than twice step 1, or D always right."""
     if {"collapse", "divergence"} & set(row["warnings"]):
         return True
-    rec = row["losses"].get("rec")
-    return level is not None and rec is not None and rec > 2 * level
+    return level is not None and row["rec"] > 2 * level
 
 
 def _a4(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -124,12 +125,10 @@ def _a4(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     levels = {s: steps[s].get("rec_level") for s in seeds}
     ours = sum(_failed(steps[s], levels[s]) for s in seeds)
     theirs = sum(_failed(joint[s], levels[s]) for s in seeds)
-    gap = paired(
-        [steps[s]["losses"]["rec"] for s in seeds], [joint[s]["losses"]["rec"] for s in seeds]
-    )
+    gap = paired([steps[s]["rec"] for s in seeds], [joint[s]["rec"] for s in seeds])
     why = (
-        f"{ours} against {theirs} failures of {len(seeds)} seeds; reconstruction loss minus "
-        f"joint's {text(gap, 5)}"
+        f"{ours} against {theirs} failures of {len(seeds)} seeds; held-out reconstruction loss "
+        f"minus joint's {text(gap, 5)}"
     )
     return _verdict("A4", claim, ours < theirs if len(seeds) >= 3 else None, why)
 
@@ -223,7 +222,13 @@ def markdown(report: Mapping[str, Any]) -> str:
                 cells.append("" if result is None else text(result, digits, percent))
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
-    lines += report.get("attributes_markdown", [])
+    transfers = {
+        f"{row['file']} ({row['attribute']})": row["transfer"]
+        for row in report["models"]
+        if row.get("transfer")
+    }
+    if transfers:
+        lines += transfer_markdown(transfers, report["attribute_judges"])
     for file, caption in report.get("pictures", {}).items():
         lines += [f"![{caption}]({file})", "", caption, ""]
     lines += tuning_lines(report.get("tuning", []))
