@@ -9,8 +9,9 @@ from typing import Any
 
 from fastgen.cli._app import Commands
 from fastgen.train.options import EvalStyleOptions, GatysOptions, StyleOptions, click_command
+from fastgen.train.saae_options import SaaeOptions
 
-__all__ = ["eval_style", "evaluate", "gatys", "style", "train"]
+__all__ = ["eval_style", "evaluate", "gatys", "saae", "style", "train"]
 
 
 def _run_style(options: Any) -> int | None:
@@ -25,6 +26,12 @@ def _run_gatys(options: Any) -> int | None:
     return recipe.run(options)
 
 
+def _run_saae(options: Any) -> int | None:
+    from fastgen.train import saae as recipe
+
+    return recipe.run(options)
+
+
 def _run_evaluate(options: Any) -> int | None:
     from fastgen.train import evaluate as recipe
 
@@ -33,15 +40,20 @@ def _run_evaluate(options: Any) -> int | None:
 
 style = click_command("style", StyleOptions, _run_style)
 gatys = click_command("gatys", GatysOptions, _run_gatys)
+saae = click_command("saae", SaaeOptions, _run_saae)
 eval_style = click_command("style", EvalStyleOptions, _run_evaluate)
 
 train = Commands(
     "train",
     {
         "style": ("fastgen.cli.train:style", "Train a network for one painting (Johnson 2016)."),
+        "saae": (
+            "fastgen.cli.train:saae",
+            "Train a generator steered by content and style (Zhao 2017), or a baseline.",
+        ),
         "gatys": ("fastgen.cli.train:gatys", "Optimise one picture by projected L-BFGS (Eq. 9)."),
     },
-    help="Train a style, or optimise one picture (needs torch).",
+    help="Train a style or a generator, or optimise one picture (needs torch).",
 )
 evaluate = Commands(
     "eval",
