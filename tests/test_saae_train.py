@@ -166,9 +166,23 @@ def test_collapse_is_said_and_recorded(
     assert said == ("mode collapse" in result.warnings)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, pictures: Path) -> None:
-    with pytest.raises(ValueError, match="not finite at step"):
-        train_saae(options(tmp_path, pictures, lr=1.0, adv_weight=1000.0, steps=400, rec_steps=0))
+def test_a_loss_that_is_not_finite_stops_the_run(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastgen.train import saae
+
+    real = saae.batch_at
+
+    def damaged(*args, **kwargs):
+        found = real(*args, **kwargs)
+        if args[1] == 5:
+            found.images[0, 0, 0, 0] = float("nan")
+        return found
+
+    monkeypatch.setattr(saae, "batch_at", damaged)
+    with pytest.raises(ValueError, match=r"not finite at step 6; lower --lr .*state"):
+        train_saae(options(tmp_path, pictures, save_every=2))
+    assert not (tmp_path / "m.safetensors").exists()
 
 
 @pytest.mark.parametrize(

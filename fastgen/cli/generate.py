@@ -97,21 +97,17 @@ def generate(
         )
     except ValueError as error:
         raise style_error(error) from None
-    if text is not None and (unfamiliar := generator.unfamiliar(text)):
-        click.echo(
-            f"note: {generator.info.name} was trained with {''.join(generator.info.alphabet)}; "
-            f"{''.join(unfamiliar)} may come out wrong",
-            err=True,
-        )
     if dataset is not None:
         from fastgen.cli._dataset import DatasetJob
 
         job = DatasetJob(generator, dataset, output, text, list(style), seed, mix)
+        _note(generator, job.labels)
         job.run(resume)
         click.echo(f"{job.target}  {dataset} pictures, {len(job.labels)} classes")
         return 0
     contents: Any = text if text is not None else list(content)
     planes = generator.contents(contents) if text is not None else _files(generator, content)
+    _note(generator, text or "")
     names = list(text) if text is not None else [Path(f).stem for f in content]
     # Stored styles in a grid: one for each row of a sheet would need a number; one is drawn.
     codes = generator.encode(list(style)) if style else None
@@ -149,6 +145,18 @@ def generate(
     line.clear()
     click.echo(f"{click.format_filename(output)}  {len(pixels)} pictures")
     return 0
+
+
+def _note(generator: Any, text: Any) -> None:
+    """Says which characters the model does not know."""
+    unfamiliar = "".join(generator.unfamiliar(text))
+    if unfamiliar:
+        known = "".join(generator.info.alphabet)
+        click.echo(
+            f"note: {generator.info.name} was trained with {known}; {unfamiliar} may come out "
+            "wrong",
+            err=True,
+        )
 
 
 def _files(generator: Any, files: tuple[str, ...]) -> np.ndarray:
