@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from fastgen import ops
     from fastgen.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from fastgen.errors import BackendUnavailable, CheckpointError, FastgenError, ImageError
+    from fastgen.generator import Generator, generate
+    from fastgen.generators import list_generators, load_generator
     from fastgen.styles import list_styles, load_style
     from fastgen.stylizer import Stylizer, stylize
 
@@ -25,11 +27,15 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "FastgenError",
+    "Generator",
     "ImageError",
     "Stylizer",
     "__version__",
+    "generate",
+    "list_generators",
     "list_styles",
     "load_checkpoint",
+    "load_generator",
     "load_style",
     "ops",
     "save_checkpoint",
@@ -41,10 +47,14 @@ _HOME = {
     "Checkpoint": "checkpoint",
     "CheckpointError": "errors",
     "FastgenError": "errors",
+    "Generator": "generator",
     "ImageError": "errors",
     "Stylizer": "stylizer",
+    "generate": "generator",
+    "list_generators": "generators",
     "list_styles": "styles",
     "load_checkpoint": "checkpoint",
+    "load_generator": "generators",
     "load_style": "styles",
     "ops": "",
     "save_checkpoint": "checkpoint",

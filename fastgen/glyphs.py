@@ -162,21 +162,20 @@ class Glyphs:
             raise ValueError("there is no character to draw; give at least one")
         if any(not t for t in items):
             raise ValueError("an empty string has no glyph; leave it out")
+        if self.font is not None:
+            missing = _lacking(DEFAULT_FONT, _lacking(self.font, "".join(items)))
+            if missing:
+                name = "Pillow's default font" if self.font == DEFAULT_FONT else repr(self.font)
+                raise ValueError(
+                    f"{name} has no glyph for {', '.join(map(repr, missing))}; name a font that "
+                    "has (font=, --font)"
+                )
         return np.stack([self._draw(_open(self._font(item)), item) for item in items])
 
     def _font(self, text: str) -> str:
         if self.font is None:
             return find_font(text)
-        if not _lacking(self.font, text):
-            return self.font
-        missing = _lacking(DEFAULT_FONT, text)
-        if not missing:
-            return DEFAULT_FONT
-        name = "Pillow's default font" if self.font == DEFAULT_FONT else f"font {self.font!r}"
-        raise ValueError(
-            f"{name} has no glyph for {', '.join(map(repr, missing))}; name a font that has "
-            "(font=, --font)"
-        )
+        return DEFAULT_FONT if _lacking(self.font, text) else self.font
 
     def _draw(self, font: Any, text: str) -> np.ndarray:
         from PIL import Image

@@ -26,6 +26,7 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
             *("fastgen", "fastgen.image", "fastgen.stylizer", "fastgen.styles"),
             *("fastgen.importers", "fastgen.metrics", "fastgen.calibrate", "fastgen._convert"),
             *("fastgen.glyphs", "fastgen.generator", "fastgen.generators"),
+            "fastgen._pictures",
         ),
     ),
     ("train", ("fastgen.train",)),

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from fastgen.train import saae_compare, saae_eval, saae_recogniser
+from fastgen.train import (
+    saae_batches,
+    saae_compare,
+    saae_eval,
+    saae_eval_data,
+    saae_recogniser,
+)
 from fastgen.train.judge import FitOptions
 from fastgen.train.saae import train_saae
 from fastgen.train.saae_data import SaaeData, load
@@ -25,6 +32,17 @@ from fastgen.train.saae_eval_options import (
 from fastgen.train.saae_options import SaaeOptions
 
 SMALL = {"samples": 100, "styles": 30, "neighbours": 100, "threads": 1, "quiet": True}
+
+
+# MNIST is unpacked once for all of these tests instead of once for every training run.
+cached_load = lru_cache(maxsize=8)(load)
+
+
+@pytest.fixture(autouse=True)
+def unpacked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real data, kept in memory."""
+    for module in (saae_batches, saae_eval_data, saae_recogniser):
+        monkeypatch.setattr(module, "load", cached_load)
 
 
 @pytest.fixture
@@ -188,7 +206,7 @@ def test_generators_see_only_the_few_reals(fastgen_data: Path, tmp_path: Path) -
     from fastgen.train.saae_batches import data_of
     from fastgen.train.saae_data import per_class
 
-    few = per_class(load("mnist"), 4, 3)
+    few = per_class(cached_load("mnist"), 4, 3)
     options = SaaeOptions(data="mnist", output=tmp_path / "x.safetensors", per_class=4, data_seed=3)
     train, validation = data_of(options)
     seen = {image.tobytes() for image in few.images}
@@ -198,7 +216,7 @@ def test_generators_see_only_the_few_reals(fastgen_data: Path, tmp_path: Path) -
 
 
 def test_generated_sets_have_every_class(fastgen_data: Path, tmp_path: Path) -> None:
-    data: SaaeData = load("mnist").take(np.arange(60))
+    data: SaaeData = cached_load("mnist").take(np.arange(60))
     model = load_model(_train(tmp_path / "m.safetensors"), torch.device("cpu"))
     images, labels = saae_recogniser.generate_set(model, data, 300, 1)
     assert images.shape == (300, 1, 28, 28)

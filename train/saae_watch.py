@@ -131,4 +131,5 @@ def diversity(system: Saae, content: Tensor, styles: Tensor, real: Tensor) -> fl
         Mean over pixels of the standard deviation over ``styles``, divided by that over ``real``.
     """
     images = system.generator(content.expand(len(styles), *content.shape), styles).float()
-    return float(images.std(0).mean() / real.std(0).mean().clamp_min(1e-6))
+    spread = images.std(0, correction=0).mean(), real.std(0, correction=0).mean()
+    return float(spread[0] / spread[1].clamp_min(1e-6))

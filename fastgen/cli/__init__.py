@@ -10,6 +10,10 @@ app = Commands(
     "fastgen",
     {
         "stylize": ("fastgen.cli.stylize:stylize", "Paint photos in a style."),
+        "generate": (
+            "fastgen.cli.generate:generate",
+            "Generate pictures of a content in a style.",
+        ),
         "styles": ("fastgen.cli.styles:styles", "List the shipped styles."),
         "doctor": ("fastgen.cli.doctor:doctor", "Show what can run on this machine and why."),
         "import": (

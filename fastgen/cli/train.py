@@ -14,6 +14,7 @@ from fastgen.train.saae_eval_options import (
     EvalSaaeOptions,
     RecogniserOptions,
 )
+from fastgen.train.saae_options import SaaeOptions
 
 __all__ = [
     "eval_saae",
@@ -22,6 +23,7 @@ __all__ = [
     "eval_style",
     "evaluate",
     "gatys",
+    "saae",
     "style",
     "train",
 ]
@@ -35,6 +37,12 @@ def _run_style(options: Any) -> int | None:
 
 def _run_gatys(options: Any) -> int | None:
     from fastgen.train import gatys as recipe
+
+    return recipe.run(options)
+
+
+def _run_saae(options: Any) -> int | None:
+    from fastgen.train import saae as recipe
 
     return recipe.run(options)
 
@@ -65,15 +73,20 @@ def _run_eval_saae_data(options: Any) -> int | None:
 
 style = click_command("style", StyleOptions, _run_style)
 gatys = click_command("gatys", GatysOptions, _run_gatys)
+saae = click_command("saae", SaaeOptions, _run_saae)
 eval_style = click_command("style", EvalStyleOptions, _run_evaluate)
 
 train = Commands(
     "train",
     {
         "style": ("fastgen.cli.train:style", "Train a network for one painting (Johnson 2016)."),
+        "saae": (
+            "fastgen.cli.train:saae",
+            "Train a generator steered by content and style (Zhao 2017), or a baseline.",
+        ),
         "gatys": ("fastgen.cli.train:gatys", "Optimise one picture by projected L-BFGS (Eq. 9)."),
     },
-    help="Train a style, or optimise one picture (needs torch).",
+    help="Train a style or a generator, or optimise one picture (needs torch).",
 )
 eval_saae = click_command("saae", EvalSaaeOptions, _run_eval_saae)
 eval_saae_arms = click_command("saae-arms", CompareSaaeOptions, _run_eval_saae_arms)
