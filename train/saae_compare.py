@@ -61,6 +61,8 @@ def _train(
         steps=steps,
         batch=options.batch,
         seed=seed,
+        style_features=options.style_features,
+        d_lr=options.d_lr,
         precision=options.precision,
         preview_every=0,
         log_every=200,

@@ -95,6 +95,8 @@ def _generator(options: RecogniserOptions, run_dir: Path, count: int, seed: int)
             per_class=count,
             data_seed=seed,
             seed=seed,
+            style_features=options.style_features,
+            d_lr=options.d_lr,
             precision=options.precision,
             preview_every=0,
             device=options.device,
