@@ -36,6 +36,7 @@ from fastgen.train.saae_report import acceptance, markdown
 __all__ = ["EvalSaaeOptions", "evaluate_saae", "judge_of", "run"]
 
 VALIDATION = 1000
+PROTOCOL = 1  # of the measures of a model; rows of another one are measured again
 JUDGES = {
     "mnist": FitOptions(steps=2000, batch=128, width=16),
     "iiit5k": FitOptions(steps=1500, batch=128, width=16),
@@ -95,10 +96,13 @@ def _measure(model: EvalModel, context: _Context) -> dict[str, Any]:
         **model.info,
         "settings": _settings(options),
         "frechet": feature_distance(context.judge, samples, context.test),
-        "copying": copying(
-            samples[: options.neighbours], data.train.images(), context.test[: options.neighbours]
-        ),
     }
+    unseen = torch.randperm(len(context.test), generator=context.generator(7))
+    row["copying"] = copying(
+        samples[: options.neighbours],
+        data.train.images(),
+        context.test[unseen[: options.neighbours]],
+    )
     if context.validation is not None:
         row["parzen"] = parzen(samples, context.validation, context.test).to_json()
     if model.takes_style:
@@ -132,6 +136,7 @@ def _settings(options: EvalSaaeOptions) -> dict[str, int]:
         "styles": options.styles,
         "neighbours": options.neighbours,
         "seed": options.seed,
+        "protocol": PROTOCOL,
     }
 
 
@@ -166,14 +171,15 @@ def _pictures(
         for style in styles:
             made = model(shown, style.expand(len(shown), *style.shape))
             rows.append([style, *made])
-        file = f"{stem}_{arm.replace(' ', '_')}_grid.png"
+        slug = "_".join(arm.replace(",", "").split())
+        file = f"{stem}_{slug}_grid.png"
         pictures.save_sheet(folder / file, pictures.sheet([[styles[0] * 0 + 1, *shown], *rows], 1))
         found[file] = (
             f"{arm}: every content (columns) in the style of one unseen image (first column)."
         )
         samples = model.samples(data, 16, context.generator(6))
         _, near = nearest(samples, data.train.images())
-        file = f"{stem}_{arm.replace(' ', '_')}_nearest.png"
+        file = f"{stem}_{slug}_nearest.png"
         page = pictures.sheet([list(samples), list(data.train.images(near[:, 0]))], 2)
         pictures.save_sheet(folder / file, page)
         found[file] = f"{arm}: samples (top) and the nearest training image of each (bottom)."
@@ -252,7 +258,15 @@ def evaluate_saae(
         "tuning": list((extra or {}).get("tuning", ())),
     }
 
+    rows = {
+        row["sha256"]: row
+        for row in known.get("models", ())
+        if row["settings"] == _settings(options)
+    }
+
     def save() -> None:
+        # Known rows of later models stay in the file while earlier ones are measured.
+        report["models"] = [rows[k] for m in models if (k := m.info["sha256"]) in rows]
         if options.output is not None:
             options.output.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(options.output, json.dumps(report, indent=1).encode())
@@ -274,14 +288,12 @@ def evaluate_saae(
         chosen = torch.randperm(len(real), generator=context.generator(0))[: options.samples]
         report["real_frechet"] = feature_distance(judge, real[chosen], test)
         levels = (extra or {}).get("rec_level", {})
-        before = {row["sha256"]: row for row in known.get("models", ())}
         for number, model in enumerate(models, 1):
-            row = before.get(model.info["sha256"])
-            if row is None or row["settings"] != _settings(options):
+            key = model.info["sha256"]
+            if key not in rows:
                 say(f"measuring {number}/{len(models)}: {model.info['file']}")
-                row = _measure(model, context)
-            row["rec_level"] = levels.get(row["file"])
-            report["models"].append(row)
+                rows[key] = _measure(model, context)
+            rows[key]["rec_level"] = levels.get(model.info["file"])
             save()
         report["acceptance"] = acceptance(report)
         if options.output is not None:
