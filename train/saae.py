@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastgen.checkpoint import save_checkpoint
+from fastgen.backends.torch import GraphModule
+from fastgen.checkpoint import load_checkpoint, save_checkpoint
 from fastgen.train.loop import (
     Processes,
     Progress,
@@ -45,7 +46,7 @@ __all__ = ["Phase", "SaaeResult", "phases", "run", "train_saae", "update"]
 # Options that may change when a run is resumed; everything else decides the result.
 FREE_OPTIONS = frozenset(
     "output run_dir resume save_every preview_every log_every tensorboard name licence data_note "
-    "quiet threads device source bank".split()
+    "quiet threads device source bank init".split()
 )
 
 
@@ -235,6 +236,18 @@ def train_saae(options: SaaeOptions) -> SaaeResult:
         processes.close(clean)
 
 
+def _start_from(system: System, path: Path) -> None:
+    """Loads a checkpoint's weights into the generator; the discriminator stays fresh."""
+    ckpt = load_checkpoint(path)
+    generator: GraphModule = system.generator  # type: ignore[assignment]
+    if ckpt.graph.weight_shapes() != generator.graph.weight_shapes():
+        raise ValueError(
+            f"{path} holds {ckpt.graph.name!r} of another shape than this "
+            f"{generator.graph.name!r}; use the same --data, --model, --width and --style-features"
+        )
+    generator.load_weights(ckpt.weights)
+
+
 class _Run:
     """One training run: its networks, where it stands, and what it writes."""
 
@@ -250,6 +263,8 @@ class _Run:
         self.data, self.validation = data_of(options)
         torch.manual_seed(options.seed)
         self.system = build_system(options, self.data).to(processes.device).train()
+        if options.init is not None:
+            _start_from(self.system, options.init)
         processes.same(self.system)
         self.optimizer = torch.optim.Adam(
             self.system.parameters(), lr=options.lr, betas=(0.5, 0.999)
