@@ -12,7 +12,6 @@ import torch.nn.functional as F  # noqa: E402
 
 from fastgen.models.saae import saae_net  # noqa: E402
 from fastgen.train.loop import Processes  # noqa: E402
-from fastgen.train.saae import update  # noqa: E402
 from fastgen.train.saae_nets import (  # noqa: E402
     BinaryDiscriminator,
     ConditionalDiscriminator,
@@ -21,6 +20,7 @@ from fastgen.train.saae_nets import (  # noqa: E402
     encoder_graph,
 )
 from fastgen.train.saae_systems import Autoencoder, Batch, Gan, Saae  # noqa: E402
+from fastgen.train.saae_update import update  # noqa: E402
 from fastgen.train.saae_watch import Plateau, Watch, diversity  # noqa: E402
 
 CLASSES = 3

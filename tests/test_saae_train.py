@@ -137,6 +137,23 @@ def test_step_1_ends_at_a_plateau(tmp_path: Path, pictures: Path) -> None:
     assert kinds[0]["steps"] < 50
 
 
+def test_a_run_starts_from_a_checkpoint(tmp_path: Path, pictures: Path) -> None:
+    first = train_saae(options(tmp_path, pictures)).output
+    (tmp_path / "b").mkdir()
+    changes = {"init": first, "rec_steps": 0, "dis_steps": 0, "steps": 1, "lr": 0.0, "seed": 9}
+    second = train_saae(options(tmp_path / "b", pictures, **changes)).output
+    before, after = weights(first), weights(second)
+    for key in before:
+        if "running" not in key:
+            np.testing.assert_array_equal(after[key], before[key], err_msg=key)
+    meta = load_checkpoint(second).meta["provenance"]
+    assert meta["training"]["earlier"]["sha256"] == load_checkpoint(first).meta["sha256"]
+    assert "init" not in meta["options"]
+    (tmp_path / "c").mkdir()
+    with pytest.raises(ValueError, match="another shape"):
+        train_saae(options(tmp_path / "c", pictures, init=first, width=3))
+
+
 @pytest.mark.parametrize("model", ["dcgan", "cgan", "aae", "autoencoder"])
 def test_baselines_end_in_a_graph_from_latent_to_image(
     model: str, tmp_path: Path, pictures: Path

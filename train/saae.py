@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from fastgen.checkpoint import save_checkpoint
+from fastgen.backends.torch import GraphModule
+from fastgen.checkpoint import load_checkpoint, save_checkpoint
 from fastgen.train.loop import (
     Processes,
     Progress,
@@ -37,15 +37,16 @@ from fastgen.train.saae_batches import batch_at, build_system, data_of, grid, im
 from fastgen.train.saae_data import SaaeData
 from fastgen.train.saae_export import export
 from fastgen.train.saae_options import SaaeOptions
-from fastgen.train.saae_systems import Batch, Saae, System
+from fastgen.train.saae_systems import Saae, System
+from fastgen.train.saae_update import update
 from fastgen.train.saae_watch import Plateau, Watch, diversity
 
-__all__ = ["Phase", "SaaeResult", "phases", "run", "train_saae", "update"]
+__all__ = ["Phase", "SaaeResult", "phases", "run", "train_saae"]
 
 # Options that may change when a run is resumed; everything else decides the result.
 FREE_OPTIONS = frozenset(
     "output run_dir resume save_every preview_every log_every tensorboard name licence data_note "
-    "quiet threads device source bank".split()
+    "quiet threads device source bank init".split()
 )
 
 
@@ -123,83 +124,6 @@ def phases(options: SaaeOptions) -> list[Phase]:
     return plan
 
 
-def update(
-    system: System,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    kind: str,
-    rates: tuple[float, float],
-    adv_weight: float,
-    processes: Processes,
-    low: bool = False,
-) -> dict[str, Tensor]:
-    """One update of a phase; returns its detached terms (rec, d, accuracy, adv).
-
-    Args:
-        system: the networks, in training mode.
-        optimizer: over all of their parameters, one group.
-        batch: what to learn from.
-        kind: of :class:`Phase`.
-        rates: learning rates of generator and discriminator.
-        adv_weight: lambda.
-        processes: gradients are averaged over them.
-        low: bfloat16 autocast.
-    """
-    terms: dict[str, Tensor] = {}
-    cast = torch.autocast(batch.images.device.type, torch.bfloat16, enabled=low)
-
-    def descend(loss: Tensor, rate: float) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        processes.average(system)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-
-    def train_d(out: Any) -> None:
-        with cast:
-            loss, terms["accuracy"] = system.d_loss(out, batch)
-        terms["d"] = loss.detach()
-        descend(loss, rates[1])
-
-    def adversarial(out: Any) -> Tensor:
-        # The generator's gradient goes through the discriminator and must not train it.
-        system.discriminator.requires_grad_(False)
-        with cast:
-            loss = system.adv_loss(out, batch)
-        terms["adv"] = loss.detach()
-        return loss
-
-    if kind == "rec":
-        with cast:
-            loss = system.rec_loss(system.rebuild(batch), batch)
-        terms["rec"] = loss.detach()
-        descend(loss, rates[0])
-        return terms
-    if kind in ("dis", "per-iter"):
-        with torch.no_grad(), cast:
-            out = system.outputs(batch)
-        train_d(out)
-        if kind == "dis":
-            return terms
-        terms |= update(system, optimizer, batch, "rec", rates, adv_weight, processes, low)
-        with cast:
-            out = system.outputs(batch)
-        loss = adversarial(out)
-    else:
-        with cast:
-            out = system.outputs(batch)
-        train_d(out)
-        loss = adversarial(out)
-        if system.rebuilds:
-            rec = system.rec_loss(out, batch)
-            terms["rec"] = rec.detach()
-            loss = rec + adv_weight * loss
-    descend(loss, rates[0])
-    system.discriminator.requires_grad_(True)
-    return terms
-
-
 def _rates(options: SaaeOptions, local: int, phase: Phase, last: bool) -> tuple[float, float]:
     """Learning rates: constant, falling to a hundredth over the last updates of the run."""
     d_lr = options.lr / 2 if options.d_lr is None else options.d_lr
@@ -235,6 +159,18 @@ def train_saae(options: SaaeOptions) -> SaaeResult:
         processes.close(clean)
 
 
+def _start_from(system: System, path: Path) -> None:
+    """Loads a checkpoint's weights into the generator; the discriminator stays fresh."""
+    ckpt = load_checkpoint(path)
+    generator: GraphModule = system.generator  # type: ignore[assignment]
+    if ckpt.graph.weight_shapes() != generator.graph.weight_shapes():
+        raise ValueError(
+            f"{path} holds {ckpt.graph.name!r} of another shape than this "
+            f"{generator.graph.name!r}; use the same --data, --model, --width and --style-features"
+        )
+    generator.load_weights(ckpt.weights)
+
+
 class _Run:
     """One training run: its networks, where it stands, and what it writes."""
 
@@ -250,6 +186,8 @@ class _Run:
         self.data, self.validation = data_of(options)
         torch.manual_seed(options.seed)
         self.system = build_system(options, self.data).to(processes.device).train()
+        if options.init is not None:
+            _start_from(self.system, options.init)
         processes.same(self.system)
         self.optimizer = torch.optim.Adam(
             self.system.parameters(), lr=options.lr, betas=(0.5, 0.999)

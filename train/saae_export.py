@@ -13,7 +13,7 @@ from PIL import Image
 
 import fastgen
 from fastgen.backends.torch import GraphModule
-from fastgen.checkpoint import Checkpoint
+from fastgen.checkpoint import Checkpoint, load_checkpoint
 from fastgen.train.saae_batches import images_of
 from fastgen.train.saae_data import MARGIN, SaaeData
 from fastgen.train.saae_options import SaaeOptions
@@ -120,7 +120,18 @@ def _latent(system: System, data: SaaeData) -> tuple[np.ndarray, np.ndarray]:
 
 def _provenance(options: SaaeOptions, data: SaaeData, record: dict[str, Any]) -> dict[str, Any]:
     used = dataclasses.asdict(options)
-    local = "output source run_dir resume quiet threads device name licence data_note data font"
+    earlier = None
+    if options.init is not None:
+        start = load_checkpoint(options.init).meta
+        earlier = {
+            "name": start.get("name"),
+            "sha256": start.get("sha256"),
+            "options": (start.get("provenance") or {}).get("options"),
+            "training": (start.get("provenance") or {}).get("training"),
+        }
+    local = (
+        "init output source run_dir resume quiet threads device name licence data_note data font"
+    )
     return {
         "paper": "Zhao et al., Stylized Adversarial AutoEncoder for Image Generation, ACM MM 2017; "
         "sizes, losses and schedule are a reconstruction",
@@ -133,6 +144,7 @@ def _provenance(options: SaaeOptions, data: SaaeData, record: dict[str, Any]) ->
         "options": {k: v for k, v in used.items() if k not in local.split()},
         "training": {
             **record,
+            "earlier": earlier,
             "torch": torch.__version__,
             "fastgen": fastgen.__version__,
         },

@@ -49,6 +49,9 @@ class SaaeOptions:
         choices=("sigmoid", "softmax"),
     )
     d_width: int = option(16, help="channels of the discriminator's first convolution")
+    init: Path | None = option(
+        None, help="start the generator from this checkpoint of an equal network"
+    )
     schedule: str = option(
         "three-step",
         help="three-step: reconstruction, discriminator, both; per-iter: three updates in each "

@@ -10,11 +10,11 @@ app = Commands(
     "fastgen",
     {
         "stylize": ("fastgen.cli.stylize:stylize", "Paint photos in a style."),
+        "styles": ("fastgen.cli.styles:styles", "List the shipped styles."),
         "generate": (
             "fastgen.cli.generate:generate",
             "Generate pictures of a content in a style.",
         ),
-        "styles": ("fastgen.cli.styles:styles", "List the shipped styles."),
         "doctor": ("fastgen.cli.doctor:doctor", "Show what can run on this machine and why."),
         "import": (
             "fastgen.cli.importing:import_",
