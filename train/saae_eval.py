@@ -78,6 +78,7 @@ class _Context:
     data: EvalData
     judge: Classifier
     options: EvalSaaeOptions
+    train: Tensor
     validation: Tensor | None
     test: Tensor
     labels: Mapping[str, Mapping[str, Tensor]]
@@ -100,7 +101,7 @@ def _measure(model: EvalModel, context: _Context) -> dict[str, Any]:
     unseen = torch.randperm(len(context.test), generator=context.generator(7))
     row["copying"] = copying(
         samples[: options.neighbours],
-        data.train.images(),
+        context.train,
         context.test[unseen[: options.neighbours]],
     )
     if context.validation is not None:
@@ -113,7 +114,7 @@ def _measure(model: EvalModel, context: _Context) -> dict[str, Any]:
         if data.has_glyphs:
             row["swap"] = swap_test(model, context.judge, data.glyphs, styles, labels)
             row["style"] = style_use(
-                model, data.glyphs, styles, labels, data.test.images(), data.test.labels
+                model, data.glyphs, styles, labels, context.test, data.test.labels
             )
         else:
             row["transfer"] = attribute_transfer(
@@ -178,9 +179,9 @@ def _pictures(
             f"{arm}: every content (columns) in the style of one unseen image (first column)."
         )
         samples = model.samples(data, 16, context.generator(6))
-        _, near = nearest(samples, data.train.images())
+        _, near = nearest(samples, context.train)
         file = f"{stem}_{slug}_nearest.png"
-        page = pictures.sheet([list(samples), list(data.train.images(near[:, 0]))], 2)
+        page = pictures.sheet([list(samples), list(context.train[near[:, 0]])], 2)
         pictures.save_sheet(folder / file, page)
         found[file] = f"{arm}: samples (top) and the nearest training image of each (bottom)."
     return found
@@ -283,10 +284,10 @@ def evaluate_saae(
             judges, report["attribute_judges"] = face_judges(
                 data.train, data.test, labels, cache, say, JUDGES["faces"]
             )
-        context = _Context(data, judge, options, validation, test, labels, judges)
-        real = data.train.images()
-        chosen = torch.randperm(len(real), generator=context.generator(0))[: options.samples]
-        report["real_frechet"] = feature_distance(judge, real[chosen], test)
+        train = data.train.images()
+        context = _Context(data, judge, options, train, validation, test, labels, judges)
+        chosen = torch.randperm(len(train), generator=context.generator(0))[: options.samples]
+        report["real_frechet"] = feature_distance(judge, train[chosen], test)
         levels = (extra or {}).get("rec_level", {})
         for number, model in enumerate(models, 1):
             key = model.info["sha256"]
