@@ -12,13 +12,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastgen import ops
+    from fastgen import ops, video
     from fastgen.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from fastgen.errors import BackendUnavailable, CheckpointError, FastgenError, ImageError
+    from fastgen.exporters import export_onnx
     from fastgen.generator import Generator, generate
     from fastgen.generators import list_generators, load_generator
     from fastgen.styles import list_styles, load_style
-    from fastgen.stylizer import Stylizer, stylize
+    from fastgen.stylizer import StreamStats, Stylizer, stylize
+    from fastgen.video import stylize_video
 
 __version__ = "0.1.0"
 
@@ -29,8 +31,10 @@ __all__ = [
     "FastgenError",
     "Generator",
     "ImageError",
+    "StreamStats",
     "Stylizer",
     "__version__",
+    "export_onnx",
     "generate",
     "list_generators",
     "list_styles",
@@ -40,6 +44,8 @@ __all__ = [
     "ops",
     "save_checkpoint",
     "stylize",
+    "stylize_video",
+    "video",
 ]
 
 _HOME = {
@@ -49,7 +55,9 @@ _HOME = {
     "FastgenError": "errors",
     "Generator": "generator",
     "ImageError": "errors",
+    "StreamStats": "stylizer",
     "Stylizer": "stylizer",
+    "export_onnx": "exporters",
     "generate": "generator",
     "list_generators": "generators",
     "list_styles": "styles",
@@ -59,6 +67,8 @@ _HOME = {
     "ops": "",
     "save_checkpoint": "checkpoint",
     "stylize": "stylizer",
+    "stylize_video": "video",
+    "video": "",
 }
 
 

@@ -1,8 +1,10 @@
 """Checkpoints: one ``.safetensors`` file with the graph, the weights and where they come from.
 
 The weights are named by node (``down0.weight``). The safetensors metadata holds ``format``
-(``"1"``), ``graph`` (JSON) and ``meta`` (JSON). Nothing is ever unpickled. Files are untrusted:
-whatever is wrong with one ends in a :class:`CheckpointError` of one line.
+(``"1"``), ``graph`` (JSON), ``meta`` (JSON) and ``meta_sha256``. ``meta["sha256"]`` covers graph
+and weights, ``meta_sha256`` the text of ``meta``, so that no damaged licence or range passes.
+Nothing is ever unpickled. Files are untrusted: whatever is wrong with one ends in a
+:class:`CheckpointError` of one line.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ FORMAT = 1
 MAX_FILE_BYTES = 4 << 30
 _DTYPES = {"F16": np.float16, "F32": np.float32}
 _RANGE_KEYS = ("input_range", "output_range")
+_ENTRIES = frozenset({"format", "graph", "meta", "meta_sha256"})
 
 
 @dataclass
@@ -74,10 +77,12 @@ def save_checkpoint(path: str | os.PathLike[str], ckpt: Checkpoint, dtype: str =
         if not np.isfinite(tensors[key]).all():
             raise CheckpointError(f"weight {key!r} is not finite as {dtype}; not written: {path}")
     ckpt.meta["sha256"] = _digest(ckpt.graph, tensors)
+    meta = json.dumps(ckpt.meta, sort_keys=True, allow_nan=False)
     metadata = {
         "format": str(FORMAT),
         "graph": ckpt.graph.to_json(),
-        "meta": json.dumps(ckpt.meta, sort_keys=True, allow_nan=False),
+        "meta": meta,
+        "meta_sha256": _text_digest(meta),
     }
     atomic_write(path, save(tensors, metadata=metadata))
 
@@ -155,12 +160,24 @@ def _read(path: Path, size: int) -> tuple[dict[str, str], dict[str, np.ndarray]]
 
 
 def _read_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[Graph, dict[str, Any]]:
+    # An unknown entry may be a damaged name of a known one, which would switch its check off.
+    unknown = sorted(metadata.keys() - _ENTRIES)
+    if unknown:
+        raise CheckpointError(
+            f"{path}: unknown metadata entry {unknown[0][:60]!r}; a checkpoint has "
+            f"{', '.join(sorted(_ENTRIES))}"
+        )
+    text = metadata.get("meta", "")
+    if metadata.get("meta_sha256", _text_digest(text)) != _text_digest(text):
+        raise CheckpointError(
+            f"{path}: metadata does not match its sha256; the file was changed after it was written"
+        )
     try:
         graph = Graph.from_json(metadata["graph"])
     except GraphError as error:
         raise CheckpointError(f"{path}: {error}") from None
     try:
-        meta = json.loads(metadata.get("meta", ""))
+        meta = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: metadata is not JSON: {error}") from None
     _check_meta(str(path), meta)
@@ -208,6 +225,11 @@ def _check_names(
             raise CheckpointError(
                 f"{path}: weight {key!r} has the shape {tuple(found[key])}, must be {shape}"
             )
+
+
+def _text_digest(text: str) -> str:
+    # A lone surrogate cannot be encoded strictly, and must end in an error, not in a traceback.
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _digest(graph: Graph, tensors: Mapping[str, np.ndarray]) -> str:

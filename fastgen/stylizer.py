@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -14,11 +16,12 @@ import numpy as np
 
 from fastgen import backends
 from fastgen._convert import to_batch
+from fastgen._stream import StreamStats, newest
 from fastgen.checkpoint import Checkpoint
 from fastgen.image import DEFAULT_MAX_PIXELS
 from fastgen.styles import load_style, style_path
 
-__all__ = ["Stylizer", "StylizerInfo", "check_strength", "stylize"]
+__all__ = ["StreamStats", "Stylizer", "StylizerInfo", "check_strength", "stylize"]
 
 _CACHE_SIZE = 4
 _cache: OrderedDict[tuple[Any, ...], Stylizer] = OrderedDict()
@@ -171,37 +174,54 @@ class Stylizer:
         strength: float = 1.0,
         preserve_color: bool = False,
         bgr: bool = False,
+        policy: str = "all",
+        stats: StreamStats | None = None,
     ) -> Iterator[Any]:
         """Stylises frames one by one, in order, when the result is asked for.
 
-        Nothing is read ahead or kept. When the returned generator ends or is closed, ``frames`` is
-        closed too if it is a generator.
+        With ``policy="all"`` nothing is read ahead or dropped. With ``"latest"`` a thread reads
+        ``frames`` as they come, and each result is of the newest one: what a camera needs, whose
+        pictures would otherwise be older and older. When the returned generator ends or is closed,
+        ``frames`` is closed too if it is a generator.
 
         Args:
             frames: images of any accepted type; sizes may change between frames.
             strength: as for :func:`stylize`.
             preserve_color: as for :func:`stylize`.
             bgr: as for :func:`stylize`.
+            policy: ``"all"`` or ``"latest"``.
+            stats: is told of every frame: how many, how many were dropped, their latency.
 
         Returns:
             A generator with one result per frame.
 
         Raises:
             TypeError: ``frames`` is one image, or nothing that can be iterated over.
+            ValueError: an unknown policy.
         """
         _check_options(strength, preserve_color, bgr)
-        return self._stream(_frames(frames), strength, preserve_color, bgr)
+        if policy not in ("all", "latest"):
+            raise ValueError(f"policy is {policy!r}, must be 'all' or 'latest'")
+        stats = StreamStats() if stats is None else stats
+        options = {"strength": strength, "preserve_color": preserve_color, "bgr": bgr}
+        return self._stream(_frames(frames), options, policy == "latest", stats)
 
     def _stream(
-        self, frames: Iterator[Any], strength: float, preserve_color: bool, bgr: bool
+        self, frames: Iterator[Any], options: dict[str, Any], latest: bool, stats: StreamStats
     ) -> Iterator[Any]:
+        timed = newest(frames, stats) if latest else ((f, time.perf_counter()) for f in frames)
         try:
-            for frame in frames:
-                yield self(frame, strength=strength, preserve_color=preserve_color, bgr=bgr)
+            for frame, arrived in timed:
+                result = self(frame, **options)
+                stats.add(arrived)
+                yield result
         finally:
+            timed.close()  # type: ignore[attr-defined]
             close = getattr(frames, "close", None)
-            if close is not None:
-                close()
+            # A generator that its reader's thread still waits in cannot be closed from here.
+            with contextlib.suppress(*([ValueError] if latest else [])):
+                if close is not None:
+                    close()
 
 
 def stylize(

@@ -24,9 +24,17 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
         "public API",
         (
             *("fastgen", "fastgen.image", "fastgen.stylizer", "fastgen.styles"),
-            *("fastgen.importers", "fastgen.metrics", "fastgen.calibrate", "fastgen._convert"),
             *("fastgen.glyphs", "fastgen.generator", "fastgen.generators"),
             "fastgen._pictures",
+            *(
+                "fastgen.importers",
+                "fastgen.exporters",
+                "fastgen.metrics",
+                "fastgen.calibrate",
+                "fastgen._convert",
+                "fastgen._stream",
+                "fastgen.video",
+            ),
         ),
     ),
     ("train", ("fastgen.train",)),
@@ -149,7 +157,7 @@ NEEDS_TORCH = ("fastgen.backends.torch", "fastgen.train", "fastgen.kernels.jit")
 def test_heavy_libraries_are_imported_lazily(module: str) -> None:
     path = MODULES[module]
     tree = _at_import_time(ast.parse(path.read_text("utf-8")))
-    heavy = {"torch", "triton", "torchvision", "tensorboard", "matplotlib", "onnx"}
+    heavy = {"torch", "triton", "torchvision", "tensorboard", "matplotlib", "onnx", "av"}
     found = [(line, t) for line, t in _imports(tree, module, path) if t.split(".")[0] in heavy]
     assert not found, f"{path.relative_to(ROOT)} imports {found} at import time"
 

@@ -126,7 +126,7 @@ def phases(options: SaaeOptions) -> list[Phase]:
 
 def _rates(options: SaaeOptions, local: int, phase: Phase, last: bool) -> tuple[float, float]:
     """Learning rates: constant, falling to a hundredth over the last updates of the run."""
-    d_lr = options.lr / 2 if options.d_lr is None else options.d_lr
+    d_lr = 0.3 * options.lr if options.d_lr is None else options.d_lr
     tail = options.decay * phase.steps
     left = (phase.steps - local) / tail if last and tail >= 1 else 1.0
     factor = max(0.01, min(1.0, left))

@@ -33,7 +33,7 @@ class SaaeOptions:
         choices=("saae", "dcgan", "aae", "autoencoder", "cgan"),
     )
     width: int = option(16, help="channels of the generator's first convolutions")
-    style_features: int = option(64, help="length of the style vector (baselines: of the latent)")
+    style_features: int = option(16, help="length of the style vector (baselines: of the latent)")
     style_map: str | None = option(
         None,
         help="map of the style vector by a layer of its own, or the vector at every pixel "
@@ -68,10 +68,10 @@ class SaaeOptions:
     batch: int = option(32, help="images for each update and process")
     lr: float = option(1e-3, help="learning rate of the generator (Adam, beta1 0.5)")
     d_lr: float | None = option(
-        None, help="learning rate of the discriminator (default: half of --lr)"
+        None, help="learning rate of the discriminator (default: 0.3 of --lr)"
     )
     decay: float = option(0.3, help="share of the last updates with a falling learning rate")
-    adv_weight: float = option(0.03, help="lambda: weight of the adversarial loss")
+    adv_weight: float = option(0.01, help="lambda: weight of the adversarial loss")
     per_class: int | None = option(None, help="train on at most so many images of every class")
     data_seed: int = option(0, help="seed that chooses the images of --per-class")
     size: str = option("32x32", help="WIDTHxHEIGHT of the images of a folder")

@@ -98,16 +98,23 @@ def _torch(precision: str, compiled: bool) -> Callable[[Checkpoint, np.ndarray, 
     return build
 
 
+def _onnx(ckpt: Checkpoint, x: np.ndarray) -> bytes:
+    """The network for this size, as runtimes that read ONNX like it best."""
+    from fastgen.exporters.onnx import onnx_model
+
+    shapes = {ckpt.graph.inputs[0].name: x.shape}
+    data: bytes = onnx_model(ckpt.graph, ckpt.weights, shapes=shapes).SerializeToString()
+    return data
+
+
 def _onnxruntime(ckpt: Checkpoint, x: np.ndarray, threads: int) -> Call:
     import onnxruntime
-
-    from benchmarks.peers.to_onnx import onnx_model
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    model = onnx_model(ckpt.graph, ckpt.weights, _shape(x)).SerializeToString()
+    model = _onnx(ckpt, x)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda: session.run(None, {name: x})[0]
@@ -117,9 +124,7 @@ def _openvino(hint: str) -> Callable[[Checkpoint, np.ndarray, int], Call]:
     def build(ckpt: Checkpoint, x: np.ndarray, threads: int) -> Call:
         import openvino
 
-        from benchmarks.peers.to_onnx import onnx_model
-
-        model = onnx_model(ckpt.graph, ckpt.weights, _shape(x)).SerializeToString()
+        model = _onnx(ckpt, x)
         core = openvino.Core()
         config = {
             "PERFORMANCE_HINT": "LATENCY",

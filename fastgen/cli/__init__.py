@@ -10,6 +10,7 @@ app = Commands(
     "fastgen",
     {
         "stylize": ("fastgen.cli.stylize:stylize", "Paint photos in a style."),
+        "video": ("fastgen.cli.video:video", "Paint every frame of a video."),
         "styles": ("fastgen.cli.styles:styles", "List the shipped styles."),
         "generate": (
             "fastgen.cli.generate:generate",
@@ -20,6 +21,7 @@ app = Commands(
             "fastgen.cli.importing:import_",
             "Convert a checkpoint of another project (needs torch).",
         ),
+        "export": ("fastgen.cli.export:export", "Write a checkpoint for another runtime (ONNX)."),
         "train": ("fastgen.cli.train:train", "Train a style, or optimise one picture."),
         "eval": ("fastgen.cli.train:evaluate", "Measure trained networks on held-out photos."),
         "parity": ("fastgen.cli.parity:parity", "Compare every backend with PyTorch fp32."),
