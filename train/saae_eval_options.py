@@ -53,7 +53,7 @@ class CompareSaaeOptions:
     data: str = option("mnist", help="data set", choices=("mnist",))
     source: Path | None = option(None, help="where the data set is (default: in $FASTGEN_DATA)")
     adv_weights: tuple[float, ...] = option(
-        (0.01, 0.03, 0.1), help="values of lambda that both arms try, comma separated"
+        (0.003, 0.01, 0.03), help="values of lambda that both arms try, comma separated"
     )
     seeds: int = option(5, help="fresh seeds of the confirmation, at least 2")
     joint: bool = option(
@@ -61,7 +61,7 @@ class CompareSaaeOptions:
     )
     width: int = option(16, help="channels of the generator's first convolutions")
     d_width: int = option(16, help="channels of the discriminator's first convolution")
-    style_features: int = option(64, help="length of the style vector")
+    style_features: int = option(16, help="length of the style vector")
     d_lr: float | None = option(None, help="learning rate of the discriminator, as in training")
     rec_steps: int = option(1000, help="updates of step 1, at most")
     dis_steps: int = option(200, help="updates of step 2, at most")
@@ -102,9 +102,9 @@ class RecogniserOptions:
     width: int = option(16, help="channels of the recogniser's first convolution")
     test_images: int = option(5000, help="test images, at most")
     generator_width: int = option(16, help="channels of the generator's first convolutions")
-    style_features: int = option(64, help="length of the generator's style vector")
+    style_features: int = option(16, help="length of the generator's style vector")
     d_lr: float | None = option(None, help="learning rate of the discriminator, as in training")
-    adv_weight: float = option(0.03, help="lambda of the generator")
+    adv_weight: float = option(0.01, help="lambda of the generator")
     rec_steps: int = option(1000, help="updates of the generator's step 1, at most")
     dis_steps: int = option(200, help="updates of the generator's step 2, at most")
     generator_steps: int = option(3000, help="updates of the generator's step 3")
