@@ -159,6 +159,10 @@ class _BatchNorm(nn.BatchNorm2d):
         del self.num_batches_tracked
         self.num_batches_tracked = None
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        # BatchNorm2d's own adds the counter to a state dict of plain tensors (a saved run).
+        nn.Module._load_from_state_dict(self, *args, **kwargs)
+
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() not in (2, 4):
             raise ValueError(f"batch norm takes (N,C) or (N,C,H,W), not {tuple(input.shape)}")

@@ -12,6 +12,10 @@ app = Commands(
         "stylize": ("fastgen.cli.stylize:stylize", "Paint photos in a style."),
         "video": ("fastgen.cli.video:video", "Paint every frame of a video."),
         "styles": ("fastgen.cli.styles:styles", "List the shipped styles."),
+        "generate": (
+            "fastgen.cli.generate:generate",
+            "Generate pictures of a content in a style.",
+        ),
         "doctor": ("fastgen.cli.doctor:doctor", "Show what can run on this machine and why."),
         "import": (
             "fastgen.cli.importing:import_",
