@@ -61,11 +61,15 @@ struct ConvSpec {
   int stride = 1, out_stride = 1;
   int pad_mode = 0;  // 0 zeros, 1 reflect, 2 repeat the border
   std::vector<PhaseSpec> phases;
-  // Factors of the products: kFloat32, or rounded to kBFloat16; sums are float32 either way.
+  // Factors of the products: kFloat32, or rounded to kBFloat16; sums are float32 either way. Or
+  // kInt8, where there are enough products and few enough for a sum in int32 (else float32): bytes
+  // round(x*quant + zero) of the inputs meet weights with a scale for each output.
   // `fine`: Winograd convolutions of the latter take a third more products, for 4 dB less error.
   int products = kFloat32;
   bool fine = false;
-  std::vector<float> bias;  // per output, or empty
+  std::vector<float> quant, zero;   // per input of kInt8; empty: from the range of each image
+  std::vector<float> mean, spread;  // of an input's bytes, or empty: not known, so no Winograd
+  std::vector<float> bias;          // per output, or empty
   int act = 0;
   float slope = 0;
   NormSpec norm;
@@ -81,6 +85,7 @@ struct PoolSpec {
 struct ValueShape {
   int64_t n = 0, c = 0, h = 0, w = 0;
   bool planar = false;
+  int dtype = kFloat32;  // in memory; kBFloat16: blocked values in the arena only
   int64_t offset = -1;  // floats from the arena's start; negative: -1 - index of the external array
 };
 
@@ -93,6 +98,11 @@ struct StepTime {
   std::string label;
   double milliseconds;
   double flops;
+};
+
+struct StepCost {
+  double flops;     // of the step as it was given
+  double products;  // multiply-adds that are done
 };
 
 struct Plan;  // step geometry for one set of input shapes
@@ -119,6 +129,7 @@ class Engine {
   std::shared_ptr<const Plan> plan(const std::vector<ValueShape>& values, int64_t arena_floats,
                                    int externals) const;
   static int64_t plan_bytes(const Plan& plan);
+  static std::vector<StepCost> plan_costs(const Plan& plan);
   // externals[i] has the floats of the value with offset -1 - i.
   void run(const Plan& plan, const std::vector<float*>& externals);
   // Photo (n, height, width, 3) into planar value `input`, run, planar value `output` to `out`.

@@ -19,7 +19,7 @@ enum Combine : int { kCombineNone = 0, kCombineAdd = 1, kCombineMul = 2 };
 // Layout of a packed input panel.
 enum PanelFormat : int {
   kPanel16 = 0,     // [block][row][x][16]
-  kPanel4 = 1,      // [row][x][4], for at most 4 channels; bfloat16: [row][x][channels]
+  kPanel4 = 1,      // [row][x][channels], for at most 4 channels
   kPanelPlanar = 2  // [channel][row][x]
 };
 
@@ -51,25 +51,35 @@ struct PackArgs {
   int bf16;  // not for kPanelPlanar
   // When `store` is not null the loaded values of window rows [y0, y1) and columns [x0, x1) are
   // also written to a blocked tensor with the source's row and column numbers (kPanel16 only).
-  float* store;
+  void* store;  // float, or bfloat16 with `store_bf16`
+  int store_bf16;
   int64_t store_block, store_row;
   int store_y0, store_y1, store_x0, store_x1;
+  // pack_int8: dst are bytes, y*quant + zero rounded and held to 0..255, per channel (padded to
+  // whole blocks). kPanel4 is [row][x][channels], kPanelPlanar [4 channels][row][x][4].
+  const float *quant, *zero;
+  int64_t dst_pixel;  // of kPanel16: 16 or, with dst_block 16, all channels
+  float* line;        // room for a row of floats: [cols][16]
 };
 
 // One register tile: `pixels` neighbouring outputs of one row times up to two channel blocks. Panel
 // and weights are float32; those of micro_bf16 bfloat16, the weights in pairs of inputs:
 // [block of inputs][ky][kx][pair][nb*16][2]. An odd last input is paired with the one before it,
-// whose weight is zero there; only a single one with what follows it.
+// whose weight is zero there; only a single one with what follows it. Those of micro_int8 are
+// bytes, the weights in fours of inputs, [block of inputs][ky][kx][four][nb*16][4], with zeros
+// behind the last input; the result is sum*scale + bias.
 struct MicroArgs {
   const void* panel;    // first pixel, first tap
   const void* weights;  // [block of inputs][ky][kx][input][nb*16]
   const float* bias;    // nb*16
+  const float* scale;   // nb*16, of micro_int8
   float* out;           // [pixel][nb*16]
   int64_t panel_block, panel_row;
   int blocks, last;  // input blocks; channels in the last one
   int kh, kw;
-  int channels;  // channels per panel pixel: 16 or 4
+  int channels;  // of a tap: 16; of few channels all taps of a row lie side by side and are one
   int pixel;     // panel elements between neighbouring outputs: channels*stride
+  int ahead;     // bring what the next tile reads, which comes right behind, into the cache
 };
 
 // Writes a tile of outputs: y = act(tile + residual), with statistics of y before it is rounded.
@@ -116,6 +126,17 @@ struct WinogradInput {
   int64_t out_element;
 };
 
+// F(2x2,3x3) of bytes, see winograd_int8.inl.
+struct Winograd2Input {
+  const uint8_t* panel;  // window, [row][x][channels]
+  int64_t panel_row;
+  int channels, tiles_y, tiles_x;  // channels: a multiple of 16, at least 32
+  const int16_t* scale;            // of each point, times 2^15
+  const int16_t* centre;           // per channel, subtracted at point (1, 1)
+  uint8_t* out;                    // [16][tile][channels]
+  int64_t out_element;
+};
+
 struct WinogradOutput {
   const float* in;  // [n_y*6][tile][nb*16], one row of tiles
   int64_t in_element;
@@ -124,13 +145,53 @@ struct WinogradOutput {
   float* out;  // [m_y][tiles*m_x pixels][nb*16]
 };
 
-// Convolution with at most 4 output channels: vector lanes run over the pixels of one row.
+// The same along the rows only (see winograd_rows.cpp): 6 rows become 6, one for each point.
+enum LinesFormat : int {
+  kLinesFloat = 0,
+  kLinesBF16 = 1,
+  kLinesPairs = 2  // 32 bits with bfloat16 of `in` (lower half) and of `other`
+};
+struct LinesInput {
+  const float *in[6], *other[6];  // kLinesPairs: `other` is null for zeros
+  int count;                      // floats, a multiple of 16
+  int format;
+  void* out;
+  int64_t out_row;  // from point to point, in elements of 2 or 4 bytes
+};
+
+// 6 rows of products become 4 of outputs: in + bias[position % period], or bias[0] without one.
+struct LinesOutput {
+  const float* in;
+  int64_t in_row;
+  int count;  // floats, a multiple of 16
+  const float* bias;
+  int period;  // 0, 16 or 32
+  float* out;
+  int64_t out_row;
+};
+
+// Convolution with at most 4 output channels: vector lanes run over the pixels of one row. Panel
+// and weights of small_bf16 are 32-bit pairs of bfloat16 of two inputs.
 struct SmallArgs {
   const float* panel;    // kPanelPlanar, first pixel, first tap
   const float* weights;  // [input][ky][kx][outputs]
   const float* bias;
   int64_t panel_channel, panel_row;
   int inputs, outputs, kh, kw;
+  int pixels;
+  float* out;  // planar
+  int64_t out_channel;
+  int act;
+  float slope;
+};
+
+// The same from bytes: y = act(sum*scale + bias).
+struct SmallInt8Args {
+  const uint8_t* panel;    // [4 channels][row][x][4], first pixel, first tap
+  const int32_t* weights;  // [4 channels][ky][kx][outputs] of four signed bytes
+  const float *scale, *bias;
+  int64_t panel_block, panel_row;
+  int blocks, outputs, kh, kw;
   int pixels;
   float* out;  // planar
   int64_t out_channel;
@@ -152,7 +213,10 @@ struct ImageRowArgs {
 };
 
 // gram_matrix works on panels: [channel, padded with zeros to a multiple of 4][kGramPositions].
+// Blocked ones, for channels that are neighbours: [channel / 16][position][16], or pairs of
+// positions; from block to block kGramBlock.
 constexpr int kGramPositions = 512;
+constexpr int64_t kGramBlock = (kGramPositions + 1) * kBlock;
 constexpr int kGramFill = 32;  // positions are filled up with zeros to a multiple of this
 constexpr int kGramTile = 4;   // channels on each side of a tile of the result
 
@@ -164,6 +228,7 @@ struct GramPackArgs {
   int64_t channel, position;  // strides in elements
   int64_t channels;
   int count;
+  int blocked;  // the panel; channel is 1
   float* panel;
 };
 
@@ -171,8 +236,9 @@ struct GramPackArgs {
 // of the lower triangle in rows. Rows [first, last) of tiles.
 struct GramTileArgs {
   const float* panel;
-  int dtype;  // what the panel was loaded from
-  int count;  // positions, a multiple of kGramFill
+  int dtype;    // what the panel was loaded from
+  int blocked;  // the panel; `first` is a multiple of 4 then
+  int count;    // positions, if not blocked a multiple of kGramFill
   int64_t first, last;
   double* sums;
   // What the next panel will load, brought into a cache meanwhile: rows of whole lines.
@@ -207,9 +273,12 @@ struct Kernels {
   void (*micro_bf16)(const MicroArgs&, int pixels, int nb);
   void (*finish)(const FinishArgs&);
   void (*small)(const SmallArgs&);
+  void (*small_bf16)(const SmallArgs&);
   void (*rows)(const RowsArgs&);
   void (*winograd_input)(const WinogradInput&);
   void (*winograd_output)(const WinogradOutput&);
+  void (*lines_input)(const LinesInput&);
+  void (*lines_output)(const LinesOutput&);
   // Statistics as in FinishArgs of `count` pixels, 16 channels at a time.
   void (*moments)(const float* x, int64_t count, float* stats);
   // One output row of a depthwise convolution, 16 channels.
@@ -222,12 +291,18 @@ struct Kernels {
   void (*gram_tiles)(const GramTileArgs&);
   void (*move)(const MoveArgs&);
   void (*join)(const JoinArgs&);
+  void (*pack_int8)(const PackArgs&);
+  void (*micro_int8)(const MicroArgs&, int pixels, int nb);
+  void (*small_int8)(const SmallInt8Args&);
+  void (*winograd2_input)(const Winograd2Input&);
+  void (*winograd2_output)(const WinogradOutput&);
 };
 
 const Kernels* kernels_scalar();
 #ifdef FASTGEN_X86
 const Kernels* kernels_avx2();
 const Kernels* kernels_avx512();
+const Kernels* kernels_avx512_vnni();
 const Kernels* kernels_avx512_bf16();
 #endif
 

@@ -120,6 +120,10 @@ class ConvStep(Step):
     norm: Norm | None = None
     small: bool = False
     flat: bool = False
+    quant: Array | None = None  # int8: inputs are read as round(x*quant + zero), see _quantize
+    zero: Array | None = None
+    mean: Array | None = None  # of what is read, and its spread
+    spread: Array | None = None
 
     def reads(self) -> list[int]:
         return self.source.reads()

@@ -7,24 +7,35 @@ is the CPUs this process may use (``FASTGEN_NUM_THREADS`` or ``threads=`` say ot
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastgen.backends import ImageIO, _steps, check_image_batch, padded_size
+from fastgen.backends import ImageIO, _quantize, _steps, check_image_batch, padded_size
 from fastgen.backends._lower import lower
+from fastgen.backends._storage import half_values
 from fastgen.errors import BackendUnavailable, GraphError
 from fastgen.graph import Graph
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["PRECISIONS", "Runner", "auto_precision", "compile", "precision_why_not", "why_not"]
+__all__ = [
+    "PRECISIONS",
+    "Runner",
+    "auto_precision",
+    "compile",
+    "precision_note",
+    "precision_why_not",
+    "why_not",
+]
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "int8")
 _BF16_ISA = "avx512_bf16"  # the instruction set that gains from bfloat16 products
+_INT8_ISAS = ("avx512_vnni", _BF16_ISA)  # those that gain from products of bytes
 _PLANS = 8  # input shapes whose plans are kept
+_FLOAT32, _BFLOAT16 = 0, 2  # csrc/dtype.h
 
 
 def _extension() -> ModuleType:
@@ -52,6 +63,19 @@ def precision_why_not(precision: str) -> str | None:
     """
     _check_precision(precision)
     return why_not() or _lacks(precision, str(_extension().Engine(threads=1).isa))
+
+
+def precision_note(precision: str) -> str | None:
+    """What to know before taking a precision that can run here; None when there is nothing.
+
+    Raises:
+        ImportError, ValueError: as :func:`auto_precision`; unknown precision.
+    """
+    _check_precision(precision)
+    isa = str(_extension().Engine(threads=1).isa)
+    if precision != "int8" or isa in _INT8_ISAS:
+        return None
+    return f"precision 'int8' gains nothing over fp32 with {isa}, which has no AVX512_VNNI"
 
 
 def auto_precision() -> tuple[str, str]:
@@ -93,8 +117,12 @@ class Runner:
         threads: 1..1024; None takes ``FASTGEN_NUM_THREADS`` or the CPUs of this process.
         isa: an instruction set (``"avx512_bf16"``, ``"avx512"``, ``"avx2"``, ``"scalar"``); None
             takes ``FASTGEN_CPU_ISA`` or the best.
-        precision: ``"fp32"``; ``"bf16"`` rounds the factors of the products to bfloat16, where
-            there are more than 4 outputs, and sums in float32. Only AVX512_BF16 gains from it.
+        precision: ``"fp32"``; ``"bf16"`` rounds the factors of the products to bfloat16 and sums
+            in float32, and keeps what convolutions hand to each other as bfloat16. Only
+            AVX512_BF16 gains from it.
+            ``"int8"`` takes bytes for the factors of convolutions, and sums in int32.
+        ranges: for int8: (low, high) of graph inputs by their names and of convolutions' inputs by
+            the convolutions' names.
 
     Raises:
         ValueError: threads or instruction set that this machine cannot give.
@@ -110,6 +138,7 @@ class Runner:
         threads: int | None = None,
         isa: str | None = None,
         precision: str = "fp32",
+        ranges: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
             raise ValueError(f"threads is {threads!r}, must be an integer in 1..1024 or None")
@@ -117,7 +146,10 @@ class Runner:
         self.precision = precision
         self._lowered = lower(graph, weights)
         self._engine = _extension().Engine(threads=threads or 0, isa=isa or "")
-        _build(self._engine, self._lowered, precision == "bf16")
+        if precision == "int8":
+            _set_ranges(self._lowered, _quantize.spans(graph, weights, ranges))
+        _build(self._engine, self._lowered, precision)
+        self._half = half_values(self._lowered) if precision == "bf16" else frozenset()
         for step in self._lowered.steps:  # the engine holds its own packed weights
             if isinstance(step, _steps.ConvStep):
                 step.phases = []
@@ -142,6 +174,25 @@ class Runner:
     def set_profile(self, on: bool) -> None:
         """Switches the timing of steps on or off."""
         self._engine.set_profile(bool(on))
+
+    @property
+    def steps(self) -> list[_steps.Step]:
+        """The steps of a run, in the order of ``profile``."""
+        return list(self._lowered.steps)
+
+    def plan_facts(
+        self, inputs: dict[str, tuple[int, ...]]
+    ) -> tuple[list[int], list[tuple[float, float]]]:
+        """What a run with these input shapes touches and does.
+
+        Returns:
+            Bytes of each lowered value; for each step the multiply-adds of its convolution as
+            given, and those that are done.
+        """
+        shapes = self.graph.infer_shapes(inputs)
+        values, floats, externals = plan_values(self._lowered, shapes, True, self._half)
+        sizes = [4 * int(_extension().value_floats(value)) for value in values]
+        return sizes, list(self._engine.plan(values, floats, externals).costs)
 
     def close(self) -> None:
         """Gives the memory and the threads back; the runner cannot be used any more."""
@@ -249,7 +300,7 @@ class Runner:
         except KeyError:
             pass
         shapes = self.graph.infer_shapes(inputs)
-        values, floats, externals = plan_values(self._lowered, shapes, external)
+        values, floats, externals = plan_values(self._lowered, shapes, external, self._half)
         entry = (self._engine.plan(values, floats, externals), shapes)
         plans[key] = entry
         while len(plans) > _PLANS:
@@ -261,18 +312,22 @@ class Runner:
 
 
 def plan_values(
-    lowered: _steps.Lowered, shapes: Mapping[str, tuple[int, ...]], external: bool
-) -> tuple[list[tuple[int, int, int, int, bool, int]], int, int]:
+    lowered: _steps.Lowered,
+    shapes: Mapping[str, tuple[int, ...]],
+    external: bool,
+    half: frozenset[int] = frozenset(),
+) -> tuple[list[tuple[int, int, int, int, bool, int, int]], int, int]:
     """Places all values in one arena; values that are never alive together may share memory.
 
     Args:
         lowered: the steps.
         shapes: shapes of all graph values.
         external: whether inputs and outputs are arrays of the caller, not parts of the arena.
+        half: values that are bfloat16 in memory.
 
     Returns:
-        Per value (n, c, h, w, planar, offset in floats, or -1 - index of an external array); the
-        arena's size in floats; the number of external arrays.
+        Per value (n, c, h, w, planar, dtype, offset in floats, or -1 - index of an external
+        array); the arena's size in floats; the number of external arrays.
     """
     floats_of = _extension().value_floats
     ends = {index: len(lowered.steps) for index in lowered.outputs.values()}
@@ -286,9 +341,9 @@ def plan_values(
     outside = [*lowered.inputs.values(), *lowered.outputs.values()] if external else []
     offsets = {index: -1 - i for i, index in enumerate(outside)}
     full = []
-    for name, planar in lowered.values:
+    for index, (name, planar) in enumerate(lowered.values):
         n, c, h, w = (*shapes[name], 1, 1)[:4]
-        full.append((n, c, h, w, planar))
+        full.append((n, c, h, w, planar, _BFLOAT16 if index in half else _FLOAT32))
     sizes = [-(-floats_of((*shape, 0)) // 16) * 16 for shape in full]
     placed: list[int] = []
     total = 0
@@ -312,7 +367,17 @@ def plan_values(
     return [(*full[i], offsets[i]) for i in range(len(full))], total, len(outside)
 
 
-def _build(engine: Any, lowered: _steps.Lowered, bf16: bool = False) -> None:
+def _set_ranges(lowered: _steps.Lowered, spans: Mapping[str, _quantize.Span]) -> None:
+    for step in lowered.steps:
+        if isinstance(step, _steps.ConvStep) and step.label in spans:
+            span = spans[step.label]
+            step.quant, step.zero = _quantize.levels(span)
+            if span.mean is not None and span.spread is not None:
+                step.mean = np.clip(span.mean * step.quant + step.zero, 0, 255)
+                step.spread = np.clip(span.spread * step.quant, 0, 255)
+
+
+def _build(engine: Any, lowered: _steps.Lowered, precision: str = "fp32") -> None:
     """Gives the steps to the engine, which packs the weights."""
     for _ in lowered.values:
         engine.add_value()
@@ -320,7 +385,7 @@ def _build(engine: Any, lowered: _steps.Lowered, bf16: bool = False) -> None:
         engine.add_slot(slot.channels, slot.scale, slot.shift)
     for step in lowered.steps:
         if isinstance(step, _steps.ConvStep):
-            engine.add_conv(step, bf16)
+            engine.add_conv(step, bf16=precision == "bf16", int8=precision == "int8")
         elif isinstance(step, _steps.CopyStep):
             engine.add_copy(step.label, step.source, step.out)
         elif isinstance(step, _steps.StatsStep):
@@ -364,6 +429,7 @@ def compile(
     weights: Mapping[str, Any],
     precision: str = "fp32",
     threads: int | None = None,
+    ranges: Mapping[str, Sequence[float]] | None = None,
 ) -> Runner:
     """Compiles a graph for this CPU.
 
@@ -373,6 +439,7 @@ def compile(
         precision: ``"fp32"``; ``"bf16"``, on a CPU with AVX512_BF16; ``"auto"``, which is bf16 on
             such a CPU and fp32 elsewhere (:func:`auto_precision`).
         threads: 1..1024; None takes ``FASTGEN_NUM_THREADS`` or the CPUs of this process.
+        ranges: for int8, see :class:`Runner`; a checkpoint's are ``Checkpoint.ranges``.
 
     Raises:
         ValueError: unknown precision, or threads out of range.
@@ -386,6 +453,6 @@ def compile(
             precision, _ = auto_precision()
         elif reason := _lacks(precision, str(_extension().Engine(threads=1).isa)):
             raise BackendUnavailable(f"backend 'cpu': {reason}")
-        return Runner(graph, weights, threads, precision=precision)
+        return Runner(graph, weights, threads, precision=precision, ranges=ranges)
     except ImportError as error:
         raise BackendUnavailable(f"backend 'cpu': {error}; reinstall: pip install .") from error

@@ -21,7 +21,11 @@ app = Commands(
             "fastgen.cli.importing:import_",
             "Convert a checkpoint of another project (needs torch).",
         ),
-        "export": ("fastgen.cli.export:export", "Write a checkpoint for another runtime (ONNX)."),
+        "export": (
+            "fastgen.cli.export:export",
+            "Write a checkpoint for another runtime (ONNX, Triton Inference Server).",
+        ),
+        "engine": ("fastgen.cli.engine:engine", "Build, list and delete TensorRT engines."),
         "train": ("fastgen.cli.train:train", "Train a style, or optimise one picture."),
         "eval": ("fastgen.cli.train:evaluate", "Measure trained networks on held-out photos."),
         "parity": ("fastgen.cli.parity:parity", "Compare every backend with PyTorch fp32."),

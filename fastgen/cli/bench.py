@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,19 +12,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from fastgen.cli._app import Size
 from fastgen.cli._race import percentile, race, ratio
 
 __all__ = ["bench"]
-
-
-class _Size(click.ParamType):
-    name = "WIDTHxHEIGHT"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
-        found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", str(value))
-        if found is None or "0" in found.groups():
-            self.fail(f"{value!r} is not WIDTHxHEIGHT, such as 1280x720", param, ctx)
-        return int(found[1]), int(found[2])
 
 
 class _Command(click.Command):
@@ -59,7 +49,7 @@ class _Peer(click.ParamType):
     "--size",
     "--sizes",
     "sizes",
-    type=_Size(),
+    type=Size(),
     multiple=True,
     default=["256x256", "512x512", "1280x720"],
     show_default=True,
