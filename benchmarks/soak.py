@@ -3,10 +3,10 @@
     python -m benchmarks.soak --minutes 30
 
 Every round takes another size, network, precision and way in (float planes or a uint8 photo); now
-and then a runner is closed and compiled again. Memory is the resident set of the process. It may
-rise and fall with the sizes, so the highest of the first third after the warm-up (all sizes seen)
-is compared with the highest of the last third: the exit code is 1 when it grew by more than
-``--limit`` MiB.
+and then a runner is closed and compiled again. Memory is the resident set of the process. It rises
+and falls with the sizes and with runners that are made anew, so the median of the first third after
+the warm-up (all sizes seen) is compared with that of the last third: the exit code is 1 when it
+grew by more than ``--limit`` MiB.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -111,13 +112,13 @@ def soak(
 
 
 def judge(samples: Sequence[tuple[float, int]]) -> tuple[int, int]:
-    """Highest memory of the first and of the last third of the time, in bytes."""
+    """Median memory of the first and of the last third of the time, in bytes."""
     if not samples:
         raise ValueError("nothing was measured; give it more minutes")
     length = samples[-1][0]
     first = [memory for at, memory in samples if at <= length / 3]
     last = [memory for at, memory in samples if at >= length * 2 / 3]
-    return max(first), max(last)
+    return int(median(first)), int(median(last))
 
 
 def main() -> int:
@@ -132,7 +133,7 @@ def main() -> int:
         "--networks", nargs="+", choices=ARCHITECTURES, default=["small", "half", "full"]
     )
     parser.add_argument("--threads", type=int, help="of the engine")
-    parser.add_argument("--limit", type=float, default=8.0, help="MiB of growth (%(default)s)")
+    parser.add_argument("--limit", type=float, default=16.0, help="MiB of growth (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print all samples")
     args = parser.parse_args()
 
@@ -146,7 +147,7 @@ def main() -> int:
         print(json.dumps(result))
     else:
         print(
-            f"{result['rounds']} runs in {result['seconds'] / 60:.1f} min; resident memory at most "
+            f"{result['rounds']} runs in {result['seconds'] / 60:.1f} min; median resident memory "
             f"{first / 2**20:.1f} MiB in the first third, {last / 2**20:.1f} MiB in the last "
             f"({grew:+.1f} MiB)"
         )

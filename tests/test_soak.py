@@ -21,7 +21,7 @@ def test_growth_is_found() -> None:
     flat = [(float(i), 100 << 20) for i in range(30)]
     assert soak.judge(flat) == (100 << 20, 100 << 20)
     rising = [(float(i), (100 + i) << 20) for i in range(31)]
-    assert soak.judge(rising) == (110 << 20, 130 << 20)
+    assert soak.judge(rising) == (105 << 20, 125 << 20)
     with pytest.raises(ValueError, match="nothing"):
         soak.judge([])
 
