@@ -23,9 +23,9 @@ _SPREAD = 50.0  # standard deviation of a random network's output, on 0..255
 
 
 def names() -> list[str]:
-    """The sizes of the style network, then every other registered model as it is by default."""
+    """The sizes of the style network, then every other style model as it is by default."""
     known = {builder for builder, _ in ARCHITECTURES.values()}
-    return [*ARCHITECTURES, *(name for name in models.list_models() if name not in known)]
+    return [*ARCHITECTURES, *(name for name in models.list_models("style") if name not in known)]
 
 
 def random_checkpoint(graph: Graph, path: Path) -> Path:

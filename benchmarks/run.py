@@ -3,6 +3,7 @@
 python -m benchmarks.run                            everything
 python -m benchmarks.run --only ops [--quick]       the fused operations
 python -m benchmarks.run --only ops -k gram_matrix  some of them; prints, writes nothing
+python -m benchmarks.run --only generate            generation of images (benchmarks/generate)
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=("latency", "ops"), help="one kind of measurement")
+    parser.add_argument(
+        "--only", choices=("latency", "ops", "generate"), help="one kind of measurement"
+    )
     parser.add_argument("--quick", action="store_true", help="a minute's look; writes no report")
     parser.add_argument(
         "--seconds", type=float, default=6.0, help="for each pair of networks (%(default)s)"
@@ -122,6 +125,10 @@ def main() -> int:
         codes.append(latency(args, load))
     if args.only in (None, "ops"):
         codes.append(fused(args, load))
+    if args.only in (None, "generate"):
+        command = [sys.executable, "-m", "benchmarks.generate"]
+        command += ["--batches", "1", "--seconds", "1"] if args.quick else ["--save"]
+        codes.append(subprocess.run(command, cwd=ROOT, check=False).returncode)
     return max(codes)
 
 

@@ -20,6 +20,7 @@ using fastgen::NormSpec;
 using fastgen::PhaseSpec;
 using fastgen::Plan;
 using fastgen::PoolSpec;
+using fastgen::SegmentSpec;
 using fastgen::Source;
 using fastgen::ValueShape;
 using fastgen::ViewOp;
@@ -97,20 +98,27 @@ ConvSpec conv(const py::handle& o) {
     phase.weights = floats(weight);
     s.phases.push_back(std::move(phase));
   }
+  s.quant = floats(o.attr("quant"));
+  s.zero = floats(o.attr("zero"));
+  s.mean = floats(o.attr("mean"));
+  s.spread = floats(o.attr("spread"));
   s.bias = floats(o.attr("bias"));
   s.act = o.attr("act").cast<int>();
   s.slope = o.attr("slope").cast<float>();
   s.norm = norm(o.attr("norm"));
   s.small = o.attr("small").cast<bool>();
   s.flat = o.attr("flat").cast<bool>();
+  s.residual = o.attr("residual").cast<int>();
+  s.direct = o.attr("direct").cast<bool>();
   return s;
 }
 
 ValueShape value_shape(const py::handle& item) {
   const auto t = item.cast<py::tuple>();
-  if (t.size() != 7) throw std::invalid_argument("a value is (n, c, h, w, planar, dtype, offset)");
+  if (t.size() != 8)
+    throw std::invalid_argument("a value is (n, c, h, w, planar, dtype, offset, image)");
   return {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>(), t[3].cast<int64_t>(),
-          t[4].cast<bool>(),    t[5].cast<int>(),     t[6].cast<int64_t>()};
+          t[4].cast<bool>(),    t[5].cast<int>(),     t[6].cast<int64_t>(), t[7].cast<int64_t>()};
 }
 
 // The plan keeps its engine's identity, and here also what the arrays must hold.
@@ -121,15 +129,23 @@ struct PlanHandle {
 };
 
 PlanHandle make_plan(const Engine& engine, const py::iterable& values, int64_t arena_floats,
-                     int externals) {
+                     int externals, const py::iterable& segments) {
   PlanHandle handle{nullptr, {}, externals};
   for (const py::handle item : values) handle.values.push_back(value_shape(item));
-  handle.plan = engine.plan(handle.values, arena_floats, externals);
+  std::vector<SegmentSpec> specs;
+  for (const py::handle item : segments) {
+    const auto t = item.cast<py::tuple>();
+    if (t.size() != 4) throw std::invalid_argument("a segment is (first, last, floats, values)");
+    specs.push_back({t[0].cast<int>(), t[1].cast<int>(), t[2].cast<int64_t>(),
+                     t[3].cast<std::vector<std::pair<int, int64_t>>>()});
+  }
+  handle.plan = engine.plan(handle.values, arena_floats, externals, specs);
   return handle;
 }
 
 PlanHandle make_band_plan(const Engine& engine, const py::iterable& values, int externals,
-                          const py::tuple& spec, const py::object& image) {
+                          const py::tuple& spec, const py::object& image,
+                          const py::iterable& joins) {
   PlanHandle handle{nullptr, {}, externals};
   for (const py::handle item : values) handle.values.push_back(value_shape(item));
   if (spec.size() != 4) throw std::invalid_argument("expected (rows, limit, most_work, given)");
@@ -142,7 +158,13 @@ PlanHandle make_band_plan(const Engine& engine, const py::iterable& values, int 
     shape = {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>(), t[3].cast<int>(),
              t[4].cast<int>()};
   }
-  handle.plan = engine.plan_bands(handle.values, externals, bands, shape);
+  std::vector<fastgen::JoinSpec> parts;
+  for (const py::handle item : joins) {
+    const auto t = item.cast<py::tuple>();
+    if (t.size() != 3) throw std::invalid_argument("a join is (value, of value, first channel)");
+    parts.push_back({t[0].cast<int>(), t[1].cast<int>(), t[2].cast<int64_t>()});
+  }
+  handle.plan = engine.plan_bands(handle.values, externals, bands, shape, parts);
   return handle;
 }
 
@@ -161,7 +183,7 @@ fastgen::NormArrays norm_arrays(const Engine& engine, const PlanHandle& handle,
 }
 
 void run(Engine& engine, const PlanHandle& handle, const py::list& arrays, const py::object& given,
-         const py::object& wanted) {
+         const py::object& wanted, uint64_t constants) {
   if (static_cast<int>(arrays.size()) != handle.externals)
     throw std::invalid_argument("wrong number of arrays");
   std::vector<int64_t> sizes(handle.externals, 0);
@@ -181,7 +203,7 @@ void run(Engine& engine, const PlanHandle& handle, const py::list& arrays, const
   const fastgen::NormArrays norms = norm_arrays(engine, handle, given, wanted);
   engine.after_fork();
   py::gil_scoped_release release;
-  engine.run(*handle.plan, pointers, norms);
+  engine.run(*handle.plan, pointers, norms, constants);
 }
 
 void run_image(Engine& engine, const PlanHandle& handle, int input, int output,
@@ -250,13 +272,16 @@ PYBIND11_MODULE(_C, m) {
           py::arg("channels"), py::arg("scale") = py::none(), py::arg("shift") = py::none())
       .def(
           "add_conv",
-          [](Engine& e, const py::object& step, bool bf16) {
+          [](Engine& e, const py::object& step, bool bf16, bool int8) {
             ConvSpec spec = conv(step);
             if (bf16) spec.products = fastgen::kBFloat16;
+            if (int8) spec.products = fastgen::kInt8;
             e.add_conv(std::move(spec));
           },
-          py::arg("step"), py::arg("bf16") = false,
-          "bf16: products of factors rounded to bfloat16, summed in float32.")
+          py::arg("step"), py::arg("bf16") = false, py::arg("int8") = false,
+          "bf16: products of factors rounded to bfloat16, summed in float32; int8: of bytes, "
+          "summed "
+          "in int32.")
       .def("add_copy", [](Engine& e, const std::string& label, const py::object& from,
                           int out) { e.add_copy(label, source(from), out); })
       .def("add_stats", [](Engine& e, const std::string& label, int value,
@@ -272,13 +297,14 @@ PYBIND11_MODULE(_C, m) {
       .def("add_broadcast", &Engine::add_broadcast)
       .def("add_reshape", &Engine::add_reshape)
       .def("plan", &make_plan, py::arg("values"), py::arg("arena_floats"), py::arg("externals"),
-           py::keep_alive<0, 1>())
+           py::arg("segments") = py::tuple(), py::keep_alive<0, 1>())
       .def("plan_bands", &make_band_plan, py::arg("values"), py::arg("externals"), py::arg("spec"),
-           py::arg("image"), py::keep_alive<0, 1>())
+           py::arg("image"), py::arg("joins") = py::tuple(), py::keep_alive<0, 1>())
       .def("norm_floats",
            [](const Engine& e, const PlanHandle& h) { return e.norm_floats(*h.plan); })
+      .def("set_constant_steps", &Engine::set_constant_steps)
       .def("run", &run, py::arg("plan"), py::arg("arrays"), py::arg("given") = py::none(),
-           py::arg("wanted") = py::none())
+           py::arg("wanted") = py::none(), py::arg("constants") = 0)
       .def("run_image", &run_image, py::arg("plan"), py::arg("input"), py::arg("output"),
            py::arg("photo"), py::arg("out"), py::arg("input_range"), py::arg("output_range"),
            py::arg("strength"), py::arg("preserve_color"), py::arg("bgr"),

@@ -4,5 +4,6 @@
 namespace fastgen {
 
 enum DType : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+constexpr int kInt8 = 3;  // of factors only: unsigned activations, signed weights
 
 }  // namespace fastgen

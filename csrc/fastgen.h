@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dtype.h"
@@ -61,16 +62,24 @@ struct ConvSpec {
   int stride = 1, out_stride = 1;
   int pad_mode = 0;  // 0 zeros, 1 reflect, 2 repeat the border
   std::vector<PhaseSpec> phases;
-  // Factors of the products: kFloat32, or rounded to kBFloat16; sums are float32 either way.
+  // Factors of the products: kFloat32, or rounded to kBFloat16; sums are float32 either way. Or
+  // kInt8, where there are enough products and few enough for a sum in int32 (else float32): bytes
+  // round(x*quant + zero) of the inputs meet weights with a scale for each output.
   // `fine`: Winograd convolutions of the latter take a third more products, for 4 dB less error.
   int products = kFloat32;
   bool fine = false;
-  std::vector<float> bias;  // per output, or empty
+  bool direct = false;  // never by Winograd: the maps are so small that its weights would cost more
+  std::vector<float> quant, zero;   // per input of kInt8; empty: from the range of each image
+  std::vector<float> mean, spread;  // of an input's bytes, or empty: not known, so no Winograd
+  std::vector<float> bias;          // per output, or empty
   int act = 0;
   float slope = 0;
   NormSpec norm;
   bool small = false;  // at most 4 outputs, planar
   bool flat = false;   // images are pixels of one row (linear)
+  // Value added to the output before the activation, or -1. Where it is smaller than the output its
+  // middle row and column are repeated: it holds what a convolution makes of a constant map.
+  int residual = -1;
 };
 
 struct PoolSpec {
@@ -83,6 +92,15 @@ struct ValueShape {
   bool planar = false;
   int dtype = kFloat32;  // in memory; kBFloat16: blocked values in the arena only
   int64_t offset = -1;  // floats from the arena's start; negative: -1 - index of the external array
+  int64_t image = 0;    // floats from image to image where it is part of a larger value; 0: its own
+};
+
+// Steps [first, last) that a thread may run for one image after the other. `values` are read and
+// written by them alone: (value, offset in a thread's memory of `floats`).
+struct SegmentSpec {
+  int first = 0, last = 0;
+  int64_t floats = 0;
+  std::vector<std::pair<int, int64_t>> values;
 };
 
 struct ImageIO {
@@ -109,6 +127,12 @@ struct BandReport {
 struct ImageShape {
   int64_t n = 0, height = 0, width = 0;
   int input = -1, output = -1;  // values
+};
+
+// Value `inner` is channels `channel` (a multiple of 16) and following of value `outer`.
+struct JoinSpec {
+  int inner, outer;
+  int64_t channel;
 };
 
 // Statistics of all instance norms, in the order in which they were added: means (n, channels),
@@ -144,23 +168,33 @@ class Engine {
   void add_stats(const std::string& label, int value, NormSpec norm);
   void add_given(const std::string& label, int mean, int var, NormSpec norm);
   void add_pool(const std::string& label, int value, int out, const PoolSpec& spec);
-  void add_concat(const std::string& label, const std::vector<int>& values, int out);
+  // Copies values to channels `first` and following of `out`, which may have others, too.
+  void add_concat(const std::string& label, const std::vector<int>& values,
+                  const std::vector<int>& first, int out);
   void add_broadcast(const std::string& label, int value, int out);
   void add_reshape(const std::string& label, int value, int out);
 
   // Floats that `shape` takes in memory.
   static int64_t value_floats(const ValueShape& shape);
   std::shared_ptr<const Plan> plan(const std::vector<ValueShape>& values, int64_t arena_floats,
-                                   int externals) const;
-  // Of values only shapes are read, and whether they are external (a negative offset).
-  std::shared_ptr<const Plan> plan_bands(const std::vector<ValueShape>& values, int externals,
-                                         const BandSpec& spec, const ImageShape& image) const;
+                                   int externals,
+                                   const std::vector<SegmentSpec>& segments = {}) const;
   static int64_t plan_bytes(const Plan& plan);
   static std::vector<StepCost> plan_costs(const Plan& plan);
+  // Of values only shapes are read, and whether they are external (a negative offset). `joins`:
+  // (value, the one whose memory it is part of, first channel there), inner ones first.
+  std::shared_ptr<const Plan> plan_bands(const std::vector<ValueShape>& values, int externals,
+                                         const BandSpec& spec, const ImageShape& image,
+                                         const std::vector<JoinSpec>& joins) const;
   static BandReport band_report(const Plan& plan);
   int64_t norm_floats(const Plan& plan) const;  // of each of NormArrays
-  // externals[i] has the floats of the value with offset -1 - i.
-  void run(const Plan& plan, const std::vector<float*>& externals, const NormArrays& norms);
+  // The first `count` steps depend on inputs alone that stay the same over many runs.
+  void set_constant_steps(int count);
+  // externals[i] has the floats of the value with offset -1 - i. `constants` is a number for the
+  // contents of the constant inputs: the constant steps are left out where the last run had the
+  // same number and plan. 0 is never the same.
+  void run(const Plan& plan, const std::vector<float*>& externals, const NormArrays& norms,
+           uint64_t constants = 0);
   // Photo (n, height, width, 3) into planar value `input`, run, planar value `output` to `out`.
   void run_image(const Plan& plan, int input, int output, const void* photo, void* out,
                  bool is_byte, int64_t n, int64_t height, int64_t width, const ImageIO& io,

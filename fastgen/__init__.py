@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from fastgen.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from fastgen.errors import BackendUnavailable, CheckpointError, FastgenError, ImageError
     from fastgen.exporters import export_onnx
+    from fastgen.generator import Generator, generate
+    from fastgen.generators import list_generators, load_generator
     from fastgen.styles import list_styles, load_style
     from fastgen.stylizer import StreamStats, Stylizer, stylize
     from fastgen.video import stylize_video
@@ -27,13 +29,17 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "FastgenError",
+    "Generator",
     "ImageError",
     "StreamStats",
     "Stylizer",
     "__version__",
     "export_onnx",
+    "generate",
+    "list_generators",
     "list_styles",
     "load_checkpoint",
+    "load_generator",
     "load_style",
     "ops",
     "save_checkpoint",
@@ -47,12 +53,16 @@ _HOME = {
     "Checkpoint": "checkpoint",
     "CheckpointError": "errors",
     "FastgenError": "errors",
+    "Generator": "generator",
     "ImageError": "errors",
     "StreamStats": "stylizer",
     "Stylizer": "stylizer",
     "export_onnx": "exporters",
+    "generate": "generator",
+    "list_generators": "generators",
     "list_styles": "styles",
     "load_checkpoint": "checkpoint",
+    "load_generator": "generators",
     "load_style": "styles",
     "ops": "",
     "save_checkpoint": "checkpoint",

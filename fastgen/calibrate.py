@@ -10,9 +10,15 @@ import numpy as np
 from fastgen import backends
 from fastgen.checkpoint import Checkpoint
 
-__all__ = ["activation_ranges"]
+__all__ = ["activation_ranges", "calibrate"]
 
 _WITH_WEIGHTS = ("conv", "conv_transpose", "linear")
+
+
+def calibrate(ckpt: Checkpoint, photos: Iterable[np.ndarray]) -> None:
+    """Stores the ranges that :func:`activation_ranges` finds in the checkpoint's metadata."""
+    ranges = activation_ranges(ckpt, photos)
+    ckpt.meta["activation_ranges"] = {layer: list(pair) for layer, pair in ranges.items()}
 
 
 def activation_ranges(

@@ -50,6 +50,16 @@ class Checkpoint:
     weights: dict[str, np.ndarray]
     meta: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """What is known of (low, high) of values, for ``precision="int8"``.
+
+        By the name of the graph's first input, and of convolutions and linear layers for theirs.
+        """
+        found = {self.graph.inputs[0].name: self.meta["input_range"]}
+        found |= self.meta.get("activation_ranges", {})
+        return {name: (float(low), float(high)) for name, (low, high) in found.items()}
+
 
 def save_checkpoint(path: str | os.PathLike[str], ckpt: Checkpoint, dtype: str = "float16") -> None:
     """Writes a checkpoint; the file appears complete or not at all.
@@ -195,6 +205,16 @@ def _check_meta(path: str, meta: object) -> None:
             text = repr(value)[:60]
             raise CheckpointError(
                 f"{path}: metadata {key!r} is {text}, must be [low, high] with low below high"
+            )
+    measured = meta.get("activation_ranges", {})
+    if not isinstance(measured, dict):
+        raise CheckpointError(f"{path}: metadata 'activation_ranges' must be an object")
+    for name, value in measured.items():
+        pair = value if isinstance(value, list | tuple) and len(value) == 2 else (1, 0)
+        if not _is_range(*pair) and not (pair[0] == pair[1] and _is_range(pair[0] - 1, pair[1])):
+            raise CheckpointError(
+                f"{path}: activation range of {name[:60]!r} is {repr(value)[:60]}, must be "
+                "[low, high] with low not above high"
             )
     if meta.get("channel_order") != "rgb":
         order = meta.get("channel_order")

@@ -155,6 +155,34 @@ class Graph:
                 constant.add(node.name)
         return constant
 
+    def part(self, inputs: tuple[str, ...], output: str) -> Graph:
+        """The nodes between some values and another one, as a graph of their own.
+
+        Args:
+            inputs: values (inputs or nodes) that become the part's inputs, in this order.
+            output: the value that becomes the output, under its own name.
+
+        Raises:
+            GraphError: an unknown name; an output that depends on an input of the graph that is
+                not behind ``inputs``; a value whose size is not fixed.
+        """
+        if any(not isinstance(d, int) for item in self.inputs for d in item.shape[1:]):
+            raise GraphError(f"graph {self.name!r} has inputs of any size and cannot be cut")
+        shapes = self.infer_shapes(self.smallest_shapes())
+        for name in (*inputs, output):
+            if name not in shapes:
+                raise GraphError(f"graph {self.name!r} has no value {name!r}")
+        constant, needed, nodes = self.constant_values(), {output}, []
+        for node in reversed(self.nodes):
+            if node.name in needed and node.name not in inputs:
+                nodes.append(node)
+                needed.update(node.inputs)
+        loose = sorted(needed & {i.name for i in self.inputs} - set(inputs))
+        if loose:
+            raise GraphError(f"{output!r} depends on {loose[0]!r} beside {list(inputs)}")
+        cut = tuple(Input(n, (Dim("N"), *shapes[n][1:]), n in constant) for n in inputs)
+        return Graph(f"{self.name}_part", cut, tuple(reversed(nodes)), {output: output})
+
     # ------------------------------------------------------------------ shapes
 
     def smallest_shapes(self) -> dict[str, Shape]:

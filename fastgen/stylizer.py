@@ -9,7 +9,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,8 @@ class Stylizer:
     Args:
         style: name of a shipped style (``fastgen.list_styles()``), path of a ``.safetensors``
             checkpoint, or a ``Checkpoint``.
-        backend: ``"auto"`` (the fastest that can run here), ``"cpu"`` or ``"torch"``.
+        backend: ``"auto"`` (the fastest that can run here), ``"tensorrt"``, ``"cpu"`` or
+            ``"torch"``.
         precision: ``"auto"`` (the fastest here that is not visibly different from fp32) or one
             that the backend has.
         threads: CPU threads; None takes the backend's choice.
@@ -116,13 +117,15 @@ class Stylizer:
                 )
             threads = int(threads)
         ckpt = load_style(style)
-        name, why = backends.choose(backend)
+        self._runner, why = backends.compile_graph(
+            backend, ckpt.graph, ckpt.weights, precision, threads, ckpt.ranges
+        )
         self._bands: dict[str, Any] = {"band_rows": band_rows, "recompute": recompute}
-        if name != "cpu":
+        if self._runner.backend != "cpu":
             if band_rows not in (None, "auto") or recompute != "auto":
+                name = self._runner.backend
                 raise ValueError(f"backend {name!r} does not run in bands; take backend='cpu'")
             self._bands = {}
-        self._runner = backends.get(name).compile(ckpt.graph, ckpt.weights, precision, threads)
         self._lock = threading.Lock()
         _live.add(self)
         self._ranges = tuple(ckpt.meta["input_range"]), tuple(ckpt.meta["output_range"])
@@ -130,8 +133,8 @@ class Stylizer:
             style=str(ckpt.meta.get("style", "")),
             model=ckpt.graph.name,
             parameters=ckpt.graph.parameter_count(),
-            backend=name,
-            why=why,
+            backend=self._runner.backend,
+            why=getattr(self._runner, "why", why),
             precision=self._runner.precision,
             threads=self._runner.threads,
             sha256=str(ckpt.meta.get("sha256", "")),
@@ -140,11 +143,18 @@ class Stylizer:
 
     @property
     def info(self) -> StylizerInfo:
-        """What runs, where and why."""
-        return self._info
+        """What runs, where and why; ``backend="auto"`` may change it between frames."""
+        runner = self._runner
+        return replace(
+            self._info,
+            backend=runner.backend,
+            why=getattr(runner, "why", self._info.why),
+            precision=runner.precision,
+            threads=runner.threads,
+        )
 
     def __repr__(self) -> str:
-        i = self._info
+        i = self.info
         return f"Stylizer({i.style!r}, backend={i.backend!r}, precision={i.precision!r})"
 
     def __call__(
@@ -277,7 +287,7 @@ def stylize(
         style: name of a shipped style, path of a ``.safetensors`` checkpoint, or a ``Checkpoint``.
         strength: 0 gives the photo, 1 the painting, in between a mix.
         preserve_color: keep the photo's colours (chroma) and take only lightness from the painting.
-        backend: ``"auto"``, ``"cpu"`` or ``"torch"``.
+        backend: ``"auto"``, ``"tensorrt"``, ``"cpu"`` or ``"torch"``.
         precision: ``"auto"`` or a precision that the backend has.
         bgr: array and tensor channels are in OpenCV's order.
         max_pixels: largest width*height of a file; 100 megapixels unless raised.

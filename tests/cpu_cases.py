@@ -10,7 +10,7 @@ import pytest
 from fastgen.errors import GraphError
 from fastgen.graph import Dim, Graph, Input, Node
 
-ISAS = ("scalar", "avx2", "avx512", "avx512_bf16")
+ISAS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 
 
 def need_isa(isa: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save
+from tiny import tiny_model
 
 from fastgen import models
 from fastgen.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -28,7 +29,7 @@ META = {
 
 
 def make(name: str = "compact_net") -> Checkpoint:
-    graph = models.create(name, width=2, blocks=1)
+    graph, _ = tiny_model(name)
     rng = np.random.default_rng(0)
     weights = {
         key: rng.normal(size=shape).astype(np.float32)

@@ -63,7 +63,11 @@ def test_help_is_light() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [*COMMANDS, "train style", "train gatys", "eval style"],
+    [
+        *COMMANDS,
+        *("train style", "train gatys", "eval style", "eval saae", "eval saae-arms"),
+        "eval saae-data",
+    ],
 )
 def test_every_command_has_help(command: str) -> None:
     result = run(*command.split(), "--help")

@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 
 
 @st.composite
-def random_graphs(draw: st.DrawFn) -> Graph:
+def graphs(draw: st.DrawFn) -> Graph:
     """A chain of random nodes, some of which join it with an earlier value of the same shape."""
     channels = draw(st.sampled_from([1, 3, 5, 16, 19]))
     image = Input("v0", (Dim("N"), channels, Dim("H", 1, 6), Dim("W", 1, 6)))
@@ -76,7 +76,7 @@ def test_random_graphs(isa: str) -> None:
     need_isa(isa)
 
     @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
-    @given(random_graphs(), st.integers(1, 2), st.integers(6, 17), st.integers(6, 17))
+    @given(graphs(), st.integers(1, 2), st.integers(6, 17), st.integers(6, 17))
     def check(graph: Graph, n: int, height: int, width: int) -> None:
         shape = (n, graph.inputs[0].shape[1], height, width)
         try:

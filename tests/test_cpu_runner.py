@@ -198,12 +198,13 @@ def test_exit_with_live_threads_is_clean() -> None:
 
 
 def test_values_that_are_alive_together_do_not_overlap() -> None:
-    from fastgen.backends.cpu import plan_values
+    from fastgen import _C
+    from fastgen.backends._memory import plan_values
 
     runner = _runner()
     lowered = runner._lowered
     shapes = runner.graph.infer_shapes({"image": (1, 3, 32, 32)})
-    values, total, externals = plan_values(lowered, shapes, external=False)
+    values, total, externals, _ = plan_values(lowered, shapes, False, _C.value_floats)
     assert externals == 0
     sizes = [n * (c if planar else -(-c // 16) * 16) * h * w for n, c, h, w, planar, *_ in values]
     assert total < sum(sizes)
@@ -219,6 +220,40 @@ def test_values_that_are_alive_together_do_not_overlap() -> None:
             together = min(alive[a]) <= max(alive[b]) and min(alive[b]) <= max(alive[a])
             apart = values[a][6] + sizes[a] <= values[b][6]
             assert a == b or not together or apart or values[b][6] + sizes[b] <= values[a][6]
+
+
+def test_segments_keep_to_their_memory() -> None:
+    """What other steps read lies outside of a segment's, and lives as long as all its steps."""
+    from fastgen import _C
+    from fastgen.backends._lower import lower
+    from fastgen.backends._memory import plan_values, segment_steps
+
+    graph = models.create("saae_plates")
+    lowered = lower(graph, random_weights(graph))
+    segments = segment_steps(lowered)
+    shapes = graph.infer_shapes(
+        {item.name: (4, *item.shape[1:]) for item in graph.inputs}  # type: ignore[misc]
+    )
+    for keep in (True, False):
+        values, total, _, placed = plan_values(
+            lowered, shapes, True, _C.value_floats, segments, keep
+        )
+        boundary = lowered.constant if keep else 0
+        assert [bounds[:2] for bounds in placed]
+        local = {value for _, _, _, inner in placed for value, _ in inner}
+        for first, last, floats, inner in placed:
+            assert not first < boundary < last
+            for value, offset in inner:
+                readers = [
+                    i
+                    for i, step in enumerate(lowered.steps)
+                    if lowered.whole(value) in map(lowered.whole, step.reads() + step.writes())
+                ]
+                assert first <= min(readers) <= max(readers) < last
+                assert 0 <= offset <= floats - _C.value_floats((1, *values[value][1:6], 0, 0))
+        for index, value in enumerate(values):
+            if index not in local and value[6] >= 0:
+                assert value[6] + (value[0] - 1) * value[7] < total
 
 
 def test_inputs_of_any_layout() -> None:
@@ -398,12 +433,14 @@ def test_machine_limits() -> None:
 
 def test_raw_engine_rejects_sizes_that_do_not_fit() -> None:
     """The extension itself checks everything: no Python mistake may become a crash."""
-    from fastgen.backends.cpu import _build, plan_values
+    from fastgen import _C
+    from fastgen.backends._memory import plan_values
+    from fastgen.backends.cpu import _build
 
     runner = _runner()
     lowered, engine = runner._lowered, runner._engine
     shapes = runner.graph.infer_shapes({"image": (1, 3, 16, 16)})
-    values, total, externals = plan_values(lowered, shapes, external=True)
+    values, total, externals, _ = plan_values(lowered, shapes, True, _C.value_floats)
     engine.plan(values, total, externals)
     bad = [
         (values, total // 2, externals),
@@ -413,6 +450,13 @@ def test_raw_engine_rejects_sizes_that_do_not_fit() -> None:
         ([(1 << 60, *values[0][1:]), *values[1:]], total, externals),
         ([*values[:2], (*values[2][:6], 8), *values[3:]], total, externals),
         (values, total, 0),
+        (values, total, externals, [(0, 99, 0, [])]),
+        (values, total, externals, [(1, 1, 0, [])]),
+        (values, total, externals, [(1, 2, 0, []), (0, 1, 0, [])]),
+        (values, total, externals, [(0, 2, 16, [(2, 0)])]),
+        (values, total, externals, [(0, 2, 1 << 20, [(2, 8)])]),
+        (values, total, externals, [(0, 2, 1 << 20, [(99, 0)])]),
+        ([*values[:2], (*values[2][:6], 16), *values[3:]], total, externals),
     ]
     for arguments in bad:
         with pytest.raises((ValueError, MemoryError)):

@@ -38,9 +38,9 @@ def test_the_small_network_takes_a_twelfth_of_the_full_one() -> None:
     assert small * 12 <= models.create("transformer_net").multiply_adds(shapes)
 
 
-@pytest.mark.parametrize("name", models.list_models())
+@pytest.mark.parametrize("name", models.list_models("style"))
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-def test_every_model_keeps_the_size_and_round_trips(name: str, norm: str) -> None:
+def test_every_style_model_keeps_the_size_and_round_trips(name: str, norm: str) -> None:
     graph = models.create(name, width=4, norm=norm)
     for height, width in ((48, 52), (96, 64)):
         shapes = graph.infer_shapes({"image": (2, 3, height, width)})
@@ -48,11 +48,18 @@ def test_every_model_keeps_the_size_and_round_trips(name: str, norm: str) -> Non
     assert Graph.from_json(graph.to_json()) == graph
 
 
-@pytest.mark.parametrize("name", models.list_models())
+@pytest.mark.parametrize("name", models.list_models("style"))
 @pytest.mark.parametrize("config", [{"width": 0}, {"width": 2.5}, {"norm": "layer"}])
 def test_models_refuse_bad_configurations(name: str, config: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(config))):
         models.create(name, **config)
+
+
+def test_families_share_no_model_and_hold_all() -> None:
+    saae, style = (models.list_models(family) for family in ("saae", "style"))
+    assert sorted(saae + style) == models.list_models()
+    with pytest.raises(ValueError, match="saae, style"):
+        models.list_models("styles")
 
 
 def test_unknown_model_names_the_known_ones() -> None:

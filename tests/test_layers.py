@@ -13,26 +13,27 @@ ROOT = Path(__file__).resolve().parent.parent
 # Bottom to top. A module belongs to the longest prefix that names it, and may import its own
 # layer and those below. The command line starts everything, so it is on top.
 LAYERS: list[tuple[str, tuple[str, ...]]] = [
-    ("kernels, csrc", ("fastgen.kernels", "fastgen._C", "fastgen._cuda", "fastgen.errors")),
+    (
+        "kernels, csrc",
+        (
+            *("fastgen.kernels", "fastgen._C", "fastgen._cuda", "fastgen._tensorrt"),
+            "fastgen.errors",
+        ),
+    ),
     ("ops", ("fastgen.ops",)),
     (
         "models, graph",
         ("fastgen.models", "fastgen.graph", "fastgen._graph_ops", "fastgen.checkpoint"),
     ),
+    ("styles, exporters", ("fastgen.styles", "fastgen.exporters")),
     ("backends", ("fastgen.backends",)),
     (
         "public API",
         (
-            *("fastgen", "fastgen.image", "fastgen.stylizer", "fastgen.styles"),
-            *(
-                "fastgen.importers",
-                "fastgen.exporters",
-                "fastgen.metrics",
-                "fastgen.calibrate",
-                "fastgen._convert",
-                "fastgen._stream",
-                "fastgen.video",
-            ),
+            *("fastgen", "fastgen.image", "fastgen.stylizer", "fastgen.importers"),
+            *("fastgen.glyphs", "fastgen.generator", "fastgen.generators", "fastgen._pictures"),
+            *("fastgen.metrics", "fastgen.calibrate", "fastgen._convert"),
+            *("fastgen._stream", "fastgen.video"),
         ),
     ),
     ("train", ("fastgen.train",)),

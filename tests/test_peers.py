@@ -159,6 +159,8 @@ def _rows() -> list[dict[str, Any]]:
     table["OpenVINO bf16"] = _row([0.030, 0.020, 0.060], passed=False)
     table["PyTorch eager bf16"] = _row([0.9, 0.9, 0.9])
     table["ONNX Runtime fp32"] = _row([0.001, 0.001, 0.001])
+    table[f"{OURS} int8"] = _row([0.005, 0.010, 0.010])
+    table["OpenVINO int8"] = _row([0.020, 0.015, 0.010])
     common = {"network": "full", "weights": "w", "size": "256x256"}
     return [common | row for row in contest.finish(PROGRAMS, table, 1e9)]
 
@@ -177,6 +179,9 @@ def test_ratio_is_to_the_best_peer_of_the_same_precision() -> None:
     ours = rows[f"{OURS} bf16"]
     assert (ours["best_peer"], ours["ratio"]) == ("OpenVINO bf16", 1.5)  # 3, 1, 1.5
     assert ours["gmac_s"] == pytest.approx(50)
+    ours = rows[f"{OURS} int8"]  # beside those of bf16, too: 6, 2, 6
+    assert (ours["best_peer"], ours["ratio"]) == ("OpenVINO int8", 1.5)
+    assert (ours["best_peer_bf16"], ours["ratio_bf16"]) == ("OpenVINO bf16", 6)
     assert "ratio" not in rows["OpenVINO bf16"]
     assert "median_s" not in rows[f"{OURS} fp32"]
 
@@ -190,7 +195,7 @@ def test_report(tmp_path: Path) -> None:
         "not installed: pip install x",
         "avx2 30",
         "peers-x.json",
-        "int8 (quantised with NNCF): not measured",
+        "| held | 1.50x OpenVINO int8, 6.00x OpenVINO bf16 |",
     ):
         assert expected in text
     assert "ncnn None" not in text

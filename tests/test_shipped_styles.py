@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import fastgen
+from fastgen import metrics
 from fastgen.errors import BackendUnavailable
 
 pytest.importorskip("torch")
@@ -45,6 +46,24 @@ def test_bf16_is_within_the_gate_of_the_reference(name: str, photo: np.ndarray) 
     # The gate is 40 dB. Above 80 it would not be bfloat16.
     assert 40 <= -10 * np.log10(error) <= 80
     assert stylizer.info.precision == "bf16"
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+@pytest.mark.parametrize("name", fastgen.list_styles())
+def test_int8_is_within_the_gate_of_the_reference(
+    name: str, calibrated: bool, photo: np.ndarray
+) -> None:
+    ckpt = fastgen.load_style(name)
+    if calibrated and "activation_ranges" not in ckpt.meta:
+        pytest.skip("ships no activation ranges")
+    ckpt.meta = {k: v for k, v in ckpt.meta.items() if calibrated or k != "activation_ranges"}
+    stylizer = fastgen.Stylizer(ckpt, backend="cpu", precision="int8")
+    ours = stylizer(photo)
+    reference = fastgen.stylize(photo, name, backend="torch", precision="fp32")
+    # The gate is 30 dB and 0.95, held with a margin. Above 60 dB it would not be int8.
+    assert 34 <= metrics.psnr(ours * 255, reference * 255) <= 60
+    assert metrics.ssim(ours * 255, reference * 255) >= 0.97
+    assert stylizer.info.precision == "int8"
 
 
 def test_three_paintings_in_two_sizes_are_shipped() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
+from tiny import tiny_model  # noqa: E402
 
 from fastgen import models  # noqa: E402
 from fastgen.backends import ImageIO, padded_size, reflect_index  # noqa: E402
@@ -63,25 +64,25 @@ def test_transformer_net_is_the_network_it_says() -> None:
 
 @pytest.mark.parametrize("name", models.list_models())
 def test_every_model_exports_and_compiles(name: str) -> None:
-    graph = models.create(name, width=2, blocks=1)
+    graph, shapes = tiny_model(name)
     module = GraphModule(graph).load_weights(random_weights(graph)).eval()
-    x = torch.rand(1, 3, 16, 20)
-    expected = module(x)
-    program = torch.export.export(module, (x,))
-    torch.testing.assert_close(program.module()(x), expected)
+    x = tuple(torch.rand(shape) for shape in shapes.values())
+    expected = module(*x)
+    program = torch.export.export(module, x)
+    torch.testing.assert_close(program.module()(*x), expected)
     # backend="eager" checks that the whole graph is captured without asking for a compiler.
     compiled = torch.compile(module, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(x), expected)
+    torch.testing.assert_close(compiled(*x), expected)
 
 
 @pytest.mark.parametrize("name", models.list_models())
 def test_weights_round_trip_and_gradients_reach_all_of_them(name: str) -> None:
-    graph = models.create(name, width=2, blocks=1)
+    graph, shapes = tiny_model(name)
     weights = random_weights(graph)
     module = GraphModule(graph).load_weights(weights)
     for key, value in module.export_weights().items():
         np.testing.assert_array_equal(value, weights[key])
-    (module(torch.rand(2, 3, 16, 16) * 255) ** 2).mean().backward()
+    (module(*(torch.rand(shape) * 255 for shape in shapes.values())) ** 2).mean().backward()
     for key, parameter in module.named_parameters():
         assert parameter.grad is not None, key
         assert torch.isfinite(parameter.grad).all(), key

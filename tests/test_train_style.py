@@ -81,6 +81,11 @@ def test_a_run_writes_a_style_with_its_provenance(options: StyleOptions) -> None
     assert provenance["training"]["stages"][1] == {"size": 48, "batch": 1, "steps": 2}
     assert set(provenance["objective"]["style"]) == set(options.style_layers)
     assert provenance["training"]["losses"]["total"] == pytest.approx(result.losses["total"], 1e-3)
+    ranges = meta["activation_ranges"]
+    assert set(ranges) == {n.name for n in checkpoint.graph.nodes if n.op == "conv"}
+    low, high = ranges["down0"]
+    assert 0 <= low < high <= 255
+    assert ranges["out"][0] == 0 < ranges["out"][1]  # behind a ReLU
     # fp16 of exactly the weights that were trained
     for key, value in _state(result.run_dir).items():
         stored = value.astype(np.float16).astype(np.float32)

@@ -7,6 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from fastgen import Checkpoint, models, save_checkpoint
+from fastgen.graph import Graph
+
+
+def tiny_model(name: str) -> tuple[Graph, dict[str, tuple[int, ...]]]:
+    """A registered model of two channels, and shapes of its inputs for a batch of two."""
+    small = {"width": 2} | ({"blocks": 1} if name in models.list_models("style") else {})
+    graph = models.create(name, **small)
+    shapes = graph.smallest_shapes()
+    if "image" in shapes:  # any size: one that is not a square
+        shapes["image"] = (1, 3, 16, 20)
+    return graph, {key: (2, *shape[1:]) for key, shape in shapes.items()}
 
 
 def tiny_checkpoint(seed: int = 0, kind: str = "style", name: str = "tiny") -> Checkpoint:

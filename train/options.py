@@ -204,7 +204,9 @@ def click_params(cls: type) -> list[click.Parameter]:
             kind = next(t for t in typing.get_args(kind) if t is not type(None))
         if f.metadata.get("argument"):
             params.append(
-                click.Argument([f.name], nargs=-1, required=True, type=click.Path(path_type=Path))
+                click.Argument(
+                    [f.name], nargs=-1, required=required, type=click.Path(path_type=Path)
+                )
             )
             continue
         names = [f.name, f"--{f.name.replace('_', '-')}"]

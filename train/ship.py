@@ -13,10 +13,14 @@ from typing import Any
 
 import click
 
+from fastgen.calibrate import calibrate
 from fastgen.checkpoint import atomic_write, load_checkpoint, save_checkpoint
-from fastgen.train.style import training_history
+from fastgen.train.data import PhotoSet, batch_at
+from fastgen.train.style import RANGE_CROPS, training_history
 
 __all__ = ["card"]
+
+_RANGE_SIDE = 256
 
 
 def card(meta: dict[str, Any], graph_name: str, parameters: int, megamacs: int) -> dict[str, Any]:
@@ -66,6 +70,11 @@ def card(meta: dict[str, Any], graph_name: str, parameters: int, megamacs: int) 
 @click.option("--photos-note", required=True, help="what the photos are, and their terms")
 @click.option("--vgg-note", required=True, help="where the loss network is from, and its terms")
 @click.option(
+    "--ranges",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="folder of photos to measure activation ranges with, where training did not store them",
+)
+@click.option(
     "-o", "--output", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path)
 )
 def main(
@@ -79,6 +88,7 @@ def main(
     painting_terms: str,
     photos_note: str,
     vgg_note: str,
+    ranges: Path | None,
     output: Path,
 ) -> None:
     """Writes CHECKPOINT and its card into the folder of shipped styles."""
@@ -92,6 +102,8 @@ def main(
     provenance["photos"]["note"] = photos_note
     provenance["loss_network"]["note"] = vgg_note
     ckpt.meta.update(style=name, licence=licence)
+    if ranges is not None:
+        calibrate(ckpt, batch_at(PhotoSet(ranges), 0, _RANGE_SIDE, RANGE_CROPS, 0))
     save_checkpoint(output / f"{name}.safetensors", ckpt, "float16")
     megamacs = round(ckpt.graph.multiply_adds({"image": (1, 3, 256, 256)}) / 1e6)
     content = card(ckpt.meta, ckpt.graph.name, ckpt.graph.parameter_count(), megamacs)

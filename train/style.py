@@ -24,6 +24,7 @@ from torch import Tensor
 import fastgen
 from fastgen import models
 from fastgen.backends.torch import GraphModule
+from fastgen.calibrate import calibrate
 from fastgen.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fastgen.graph import Graph
 from fastgen.train.data import PhotoSet, batch_at, centre_square
@@ -48,6 +49,7 @@ from fastgen.train.options import StyleOptions, main
 __all__ = ["StyleOptions", "StyleResult", "run", "train_style"]
 
 HELD_OUT = 4
+RANGE_CROPS = 16  # that activation ranges are measured on
 TERMS = ("total", "content", "style", "tv")
 # Options that may change when a run is resumed; everything else decides the result.
 FREE_OPTIONS = frozenset(
@@ -430,6 +432,7 @@ def _train(
             ),
         }
         checkpoint = Checkpoint(graph, module.export_weights(), meta)
+        calibrate(checkpoint, batch_at(held, 0, options.size, RANGE_CROPS, options.seed))
         save_checkpoint(options.output, checkpoint, dtype="float16")
         progress.say(f"{options.output}  {step} steps in {clock(elapsed())}")
     return StyleResult(True, step, means, options.output, run_dir)

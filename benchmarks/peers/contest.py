@@ -52,7 +52,8 @@ def contest(
         ``precision``; then ``refused`` (why it was not measured) or ``median_s``, ``p95_s``,
         ``gmac_s``, ``seconds`` (all rounds), ``max_abs``, ``psnr``, ``ssim``, ``gate``,
         ``passed``, ``build_s``; and for ours ``best_peer`` of the same precision with ``ratio``,
-        the median over the rounds of its time divided by ours (above 1: we are faster).
+        the median over the rounds of its time divided by ours (above 1: we are faster); int8
+        has ``best_peer_bf16`` and ``ratio_bf16`` too.
 
     Raises:
         FastgenError: PyTorch, the reference, is not installed, or a process ended.
@@ -133,16 +134,21 @@ def finish(
             row["median_s"] = middle[program.key]
             row["p95_s"] = percentile(row["seconds"], 95)
             row["gmac_s"] = cost / middle[program.key] / 1e9
-            peers = [
-                peer.key
-                for peer in programs
-                if peer.key in middle and peer.name != OURS and peer.precision == program.precision
-            ]
-            if program.name == OURS and peers:
-                best = min(peers, key=middle.__getitem__)
-                pairs = zip(table[best]["seconds"], row["seconds"], strict=True)
-                row["best_peer"] = best
-                row["ratio"] = median(theirs / ours for theirs, ours in pairs)
+            # int8 is no good where bf16 is as fast, so it is compared with both.
+            compared = [("", program.precision)] + [("_bf16", "bf16")] * (
+                program.precision == "int8"
+            )
+            for suffix, precision in compared if program.name == OURS else ():
+                peers = [
+                    peer.key
+                    for peer in programs
+                    if peer.key in middle and peer.name != OURS and peer.precision == precision
+                ]
+                if peers:
+                    best = min(peers, key=middle.__getitem__)
+                    pairs = zip(table[best]["seconds"], row["seconds"], strict=True)
+                    row[f"best_peer{suffix}"] = best
+                    row[f"ratio{suffix}"] = median(theirs / ours for theirs, ours in pairs)
         rows.append(row)
     return rows
 

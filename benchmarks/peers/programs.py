@@ -1,6 +1,6 @@
 """The programs that are compared, and how each runs a network.
 
-Each gets the same checkpoint, the same float32 input (1,3,H,W) in the network's range, the same
+Each gets the same checkpoint, the same float32 inputs (N,C,H,W) in the network's range, the same
 number of threads, and everything it has for being fast: weights packed or compiled beforehand for
 this one size, and the memory layout that it likes best.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from fastgen.checkpoint import Checkpoint
 
 __all__ = ["BY_NAME", "OURS", "PROGRAMS", "Program", "why_not"]
 
-Call = Callable[[], np.ndarray]  # runs the network once and returns its output (1,3,H,W)
+Call = Callable[[], np.ndarray]  # runs the network once and returns its output (N,C,H,W)
+Inputs = Mapping[str, np.ndarray]  # by the graph's names
+Build = Callable[[Checkpoint, Inputs, int], Call]
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,14 @@ class Program:
 
     Attributes:
         name: what the table calls it.
-        precision: ``"fp32"`` or ``"bf16"``: decides what it is compared with, and the gate.
-        build: (checkpoint, input, threads) -> what runs it.
+        precision: ``"fp32"``, ``"bf16"`` or ``"int8"``: what it is compared with, and its gate.
+        build: (checkpoint, inputs, threads) -> what runs it.
         packages: what must be installed to import it.
     """
 
     name: str
     precision: str
-    build: Callable[[Checkpoint, np.ndarray, int], Call]
+    build: Build
     packages: tuple[str, ...] = ()
 
     @property
@@ -58,18 +60,21 @@ def why_not(program: Program) -> str | None:
     return None
 
 
-def _ours(precision: str) -> Callable[[Checkpoint, np.ndarray, int], Call]:
-    def build(ckpt: Checkpoint, x: np.ndarray, threads: int) -> Call:
+def _ours(precision: str) -> Build:
+    def build(ckpt: Checkpoint, inputs: Inputs, threads: int) -> Call:
         from fastgen import backends
 
-        runner = backends.get("cpu").compile(ckpt.graph, ckpt.weights, precision, threads)
-        return lambda: runner.run(x)
+        runner = backends.get("cpu").compile(
+            ckpt.graph, ckpt.weights, precision, threads, ckpt.ranges
+        )
+        (output,) = ckpt.graph.outputs
+        return lambda: runner.run(inputs)[output]
 
     return build
 
 
-def _torch(precision: str, compiled: bool) -> Callable[[Checkpoint, np.ndarray, int], Call]:
-    def build(ckpt: Checkpoint, x: np.ndarray, threads: int) -> Call:
+def _torch(precision: str, compiled: bool) -> Build:
+    def build(ckpt: Checkpoint, inputs: Inputs, threads: int) -> Call:
         import torch
 
         from fastgen.backends.torch import GraphModule
@@ -77,20 +82,22 @@ def _torch(precision: str, compiled: bool) -> Callable[[Checkpoint, np.ndarray, 
         torch.set_num_threads(threads)
         module = GraphModule(ckpt.graph).load_weights(ckpt.weights).eval().requires_grad_(False)
         run: Any = module
-        tensor = torch.from_numpy(x)
+        tensors = {name: torch.from_numpy(x) for name, x in inputs.items()}
         if compiled:
             import torch._inductor.config as inductor
 
             inductor.freezing = True  # weights are constants, packed once
             torch.compiler.reset()
             run = run.to(memory_format=torch.channels_last)
-            tensor = tensor.contiguous(memory_format=torch.channels_last)
+            for name, tensor in tensors.items():
+                if tensor.ndim == 4:
+                    tensors[name] = tensor.contiguous(memory_format=torch.channels_last)
             run = torch.compile(run, dynamic=False, fullgraph=True)
 
         def call() -> np.ndarray:
             # no_grad, because freezing does not know inference mode
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, precision == "bf16"):
-                result: np.ndarray = run(tensor).float().numpy()
+                result: np.ndarray = run(**tensors).float().numpy()
             return result
 
         return call
@@ -98,33 +105,32 @@ def _torch(precision: str, compiled: bool) -> Callable[[Checkpoint, np.ndarray, 
     return build
 
 
-def _onnx(ckpt: Checkpoint, x: np.ndarray) -> bytes:
-    """The network for this size, as runtimes that read ONNX like it best."""
+def _onnx(ckpt: Checkpoint, inputs: Inputs) -> bytes:
+    """The network for these sizes, as runtimes that read ONNX like it best."""
     from fastgen.exporters.onnx import onnx_model
 
-    shapes = {ckpt.graph.inputs[0].name: x.shape}
+    shapes = {name: x.shape for name, x in inputs.items()}
     data: bytes = onnx_model(ckpt.graph, ckpt.weights, shapes=shapes).SerializeToString()
     return data
 
 
-def _onnxruntime(ckpt: Checkpoint, x: np.ndarray, threads: int) -> Call:
+def _onnxruntime(ckpt: Checkpoint, inputs: Inputs, threads: int) -> Call:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    model = _onnx(ckpt, x)
+    model = _onnx(ckpt, inputs)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda: session.run(None, {name: x})[0]
+    return lambda: session.run(None, dict(inputs))[0]
 
 
-def _openvino(hint: str) -> Callable[[Checkpoint, np.ndarray, int], Call]:
-    def build(ckpt: Checkpoint, x: np.ndarray, threads: int) -> Call:
+def _openvino(hint: str) -> Build:
+    def build(ckpt: Checkpoint, inputs: Inputs, threads: int) -> Call:
         import openvino
 
-        model = _onnx(ckpt, x)
+        model = _onnx(ckpt, inputs)
         core = openvino.Core()
         config = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -136,12 +142,35 @@ def _openvino(hint: str) -> Callable[[Checkpoint, np.ndarray, int], Call]:
         if used not in (hint, {"f32": "float", "bf16": "bfloat16"}[hint]):
             raise RuntimeError(f"OpenVINO takes {used} instead of {hint} on this processor")
         request = compiled.create_infer_request()
-        return lambda: request.infer([x], share_inputs=True, share_outputs=True)[0]
+        arrays = [inputs[item.name] for item in ckpt.graph.inputs]
+        return lambda: request.infer(arrays, share_inputs=True, share_outputs=True)[0]
 
     return build
 
 
-def _ncnn(ckpt: Checkpoint, x: np.ndarray, threads: int) -> Call:
+def _openvino_int8(ckpt: Checkpoint, inputs: Inputs, threads: int) -> Call:
+    import nncf
+    import openvino
+
+    (x,) = inputs.values()
+    core = openvino.Core()
+    # Ranges of the very picture that is measured, and of its mirror images: the best it can get.
+    photos = [
+        np.ascontiguousarray(x[..., ::down, ::across]) for down in (1, -1) for across in (1, -1)
+    ]
+    quantised = nncf.quantize(
+        core.read_model(_onnx(ckpt, inputs), b""), nncf.Dataset(photos), subset_size=len(photos)
+    )
+    config = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",  # of what is not quantised
+    }
+    request = core.compile_model(quantised, "CPU", config).create_infer_request()
+    return lambda: request.infer([x], share_inputs=True, share_outputs=True)[0]
+
+
+def _ncnn(ckpt: Checkpoint, inputs: Inputs, threads: int) -> Call:
     import ncnn
 
     from benchmarks.peers import to_ncnn
@@ -156,7 +185,7 @@ def _ncnn(ckpt: Checkpoint, x: np.ndarray, threads: int) -> Call:
             raise RuntimeError("ncnn cannot read the network")
     source = ckpt.graph.inputs[0].name
     (output,) = ckpt.graph.outputs.values()
-    image = ncnn.Mat(x[0]).clone()  # a Mat of an array does not keep the array
+    image = ncnn.Mat(inputs[source][0]).clone()  # a Mat of an array does not keep the array
 
     def call() -> np.ndarray:
         extractor = net.create_extractor()
@@ -169,15 +198,11 @@ def _ncnn(ckpt: Checkpoint, x: np.ndarray, threads: int) -> Call:
     return call
 
 
-def _shape(x: np.ndarray) -> tuple[int, int, int, int]:
-    n, c, h, w = x.shape
-    return n, c, h, w
-
-
 OURS = "fastgen"
 PROGRAMS = (
     Program(OURS, "fp32", _ours("fp32")),
     Program(OURS, "bf16", _ours("bf16")),
+    Program(OURS, "int8", _ours("int8")),
     Program("PyTorch eager", "fp32", _torch("fp32", False), ("torch",)),
     Program("PyTorch eager", "bf16", _torch("bf16", False), ("torch",)),
     Program("torch.compile", "fp32", _torch("fp32", True), ("torch",)),
@@ -185,6 +210,7 @@ PROGRAMS = (
     Program("ONNX Runtime", "fp32", _onnxruntime, ("onnx", "onnxruntime")),
     Program("OpenVINO", "fp32", _openvino("f32"), ("onnx", "openvino")),
     Program("OpenVINO", "bf16", _openvino("bf16"), ("onnx", "openvino")),
+    Program("OpenVINO", "int8", _openvino_int8, ("onnx", "openvino", "nncf")),
     Program("ncnn", "fp32", _ncnn, ("ncnn",)),
 )
 BY_NAME = {program.key: program for program in PROGRAMS}

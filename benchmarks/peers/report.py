@@ -18,7 +18,6 @@ HEADER = (
     *("program", "precision", "p50 ms", "p95 ms", "GMAC/s", "max error", "PSNR dB", "gate"),
     "ratio to the best peer",
 )
-NOT_MEASURED = "OpenVINO int8 (quantised with NNCF): not measured."
 
 
 def tables(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
@@ -35,7 +34,11 @@ def cells(row: dict[str, Any]) -> list[str]:
     if "refused" in row:
         return [*head, *["-"] * (len(HEADER) - 3), row["refused"]]
     psnr = "equal" if row["psnr"] is None else f"{row['psnr']:.1f}"
-    compared = f"{ratio(row['ratio'])} {row['best_peer']}" if "ratio" in row else ""
+    compared = ", ".join(
+        f"{ratio(row[f'ratio{suffix}'])} {row[f'best_peer{suffix}']}"
+        for suffix in ("", "_bf16")
+        if f"ratio{suffix}" in row
+    )
     return [
         *head,
         f"{row['median_s'] * 1e3:.1f}",
@@ -54,7 +57,7 @@ def peak_line(result: dict[str, Any]) -> str:
     copies = next(iter(result["peak"].values()))["copy_gb_s"]
     return (
         f"The machine's peak in the same run, multiply-adds in GMAC/s: {limits} (avx512_bf16: of "
-        f"bf16 factors, the others fp32); copy {copies:.0f} GB/s."
+        f"bf16 factors, avx512_vnni: of bytes, the others fp32); copy {copies:.0f} GB/s."
     )
 
 
@@ -104,7 +107,7 @@ def section(result: dict[str, Any], source: str) -> str:
         ]
     text += [
         "",
-        f"{NOT_MEASURED} From `{source}`, by `fastgen bench --peers --save`.",
+        f"From `{source}`, by `fastgen bench --peers --save`.",
     ]
     return "\n".join(text)
 
@@ -148,7 +151,7 @@ def picture(result: dict[str, Any], path: Path) -> None:
                 heights,
                 bar * 0.92,
                 color=f"C{names.index(program)}",
-                hatch="///" if precision == "bf16" else None,
+                hatch={"bf16": "///", "int8": "xxx"}.get(precision),
                 edgecolor="white",
                 linewidth=0.5,
                 label=f"{program} {precision}",

@@ -53,7 +53,8 @@ class Side:
         """
         self._call = None
         start = time.perf_counter()
-        call = self._program.build(self._checkpoint, np.load(photo), self._threads)
+        inputs = {self._checkpoint.graph.inputs[0].name: np.load(photo)}
+        call = self._program.build(self._checkpoint, inputs, self._threads)
         result = np.array(call())
         took = time.perf_counter() - start
         found = verdict(

@@ -14,10 +14,25 @@ constexpr int64_t kSmall = 256;  // floats that are always kept
 }  // namespace
 
 Planner::Planner(const Plan& base, const std::vector<char>& external, const BandSpec& spec,
-                 bool given, const std::vector<const Step*>& steps)
+                 const std::vector<JoinSpec>& joins, const std::vector<const Step*>& steps)
     : base_(base), external_(external) {
   const size_t values = base.values.size();
-  writer_.assign(values, -1);
+  writers_.resize(values);
+  outer_.resize(values);
+  std::iota(outer_.begin(), outer_.end(), 0);
+  root_ = outer_;
+  channel_.assign(values, 0);
+  has_inner_.assign(values, 0);
+  for (const JoinSpec& join : joins) {
+    outer_[join.inner] = join.outer;
+    channel_[join.inner] = join.channel;
+    has_inner_[join.outer] = 1;
+  }
+  for (size_t v = 0; v < values; ++v)
+    for (size_t depth = 0; outer_[root_[v]] != root_[v]; ++depth) {
+      require(depth < values, "joined values contain each other");
+      root_[v] = outer_[root_[v]];
+    }
   late_.assign(values, 0);
   together_.assign(values, 1);
   slot_writer_.assign(base.slot_offset.size(), -1);
@@ -26,6 +41,7 @@ Planner::Planner(const Plan& base, const std::vector<char>& external, const Band
     Node node;
     steps[i]->flow(base, base.steps[i], &node.flow);
     const int64_t units = base.steps[i].units;
+    add_inner(&node.flow);
     for (const Flow::Reading& reading : node.flow.reads) {
       node.need.emplace_back(units + 1, 0);
       node.low.emplace_back(units + 1, kNever);
@@ -37,9 +53,8 @@ Planner::Planner(const Plan& base, const std::vector<char>& external, const Band
         node.low.back()[u] = rows.last ? std::min(later, rows.first) : later;
       }
       together_[reading.value] = std::lcm(together_[reading.value], reading.together);
-      if (writer_[reading.value] >= 0)
-        node.level = std::max(
-            node.level, nodes_[writer_[reading.value]].level + (late_[reading.value] ? 1 : 0));
+      for (int from : writers(reading.value))
+        node.level = std::max(node.level, nodes_[from].level + (late_[reading.value] ? 1 : 0));
     }
     for (int slot : node.flow.slots) {
       used_slot_[slot] = 1;
@@ -48,11 +63,14 @@ Planner::Planner(const Plan& base, const std::vector<char>& external, const Band
         node.level = std::max(node.level, nodes_[from].level + (nodes_[from].norm ? 1 : 0));
     }
     for (const Flow::Writing& writing : node.flow.writes) {
-      writer_[writing.value] = static_cast<int>(i);
+      for (int v = writing.value;; v = outer_[v]) {
+        writers_[v].push_back(static_cast<int>(i));
+        if (outer_[v] == v) break;
+      }
       late_[writing.value] = writing.late;
       together_[writing.value] = std::lcm(together_[writing.value], writing.together);
     }
-    node.norm = node.flow.statistics && !given;
+    node.norm = node.flow.statistics && !spec.given_norms;
     if (node.flow.slot >= 0 && (node.norm || !node.flow.statistics))
       slot_writer_[node.flow.slot] = static_cast<int>(i);
     node.work = base.steps[i].flops;
@@ -65,10 +83,27 @@ Planner::Planner(const Plan& base, const std::vector<char>& external, const Band
   bands_ = ceil_div(height, std::max<int64_t>(1, spec.rows));
 }
 
+// What joins values in memory may not come before what is in place: its last block has channels of
+// others, which it overwrites.
+void Planner::add_inner(Flow* flow) const {
+  const size_t writes = flow->writes.size();
+  for (size_t w = 0; w < writes; ++w) {
+    const Flow::Writing& writing = flow->writes[w];
+    for (size_t v = 0; v < outer_.size(); ++v) {
+      if (outer_[v] != writing.value || static_cast<int>(v) == writing.value || writers_[v].empty())
+        continue;
+      Flow::Reading reading{static_cast<int>(v), {}};
+      for (size_t u = 0; u < writing.ready.size(); ++u)
+        reading.rows.push_back({u ? writing.ready[u - 1] : 0, writing.ready[u]});
+      flow->reads.push_back(std::move(reading));
+    }
+  }
+}
+
 std::vector<int64_t> Planner::thresholds() const {
   std::vector<int64_t> sizes = {0};
   for (size_t v = 0; v < base_.values.size(); ++v)
-    if (writer_[v] >= 0 && !external_[v]) sizes.push_back(floats(static_cast<int>(v)));
+    if (!writers_[v].empty() && !external_[v]) sizes.push_back(floats(static_cast<int>(v)));
   std::sort(sizes.begin(), sizes.end());
   sizes.erase(std::unique(sizes.begin(), sizes.end()), sizes.end());
   return sizes;
@@ -77,7 +112,7 @@ std::vector<int64_t> Planner::thresholds() const {
 bool Planner::same(int a, int b) const {
   const ValueShape &x = base_.values[a].shape, &y = base_.values[b].shape;
   return x.n == y.n && x.c == y.c && x.h == y.h && x.w == y.w && x.planar == y.planar &&
-         x.dtype == y.dtype && together_[a] == 1 && together_[b] == 1;
+         x.dtype == y.dtype && !joined(a) && !joined(b) && together_[a] == 1 && together_[b] == 1;
 }
 
 // Whether a step has to run in its first pass, for what is not just read in the same pass.
@@ -112,13 +147,15 @@ void Planner::choose(Draft* draft) const {
       }
       if (!pass.in[i]) continue;
       for (const Flow::Reading& reading : node.flow.reads) {
-        const int v = reading.value, from = writer_[v];
-        if (from < 0) continue;
-        if (draft->kept[v] && nodes_[from].level < level) {
+        const int v = reading.value;
+        for (int from : writers(v)) {
+          if (!draft->kept[v] || nodes_[from].level >= level) {
+            pass.in[from] = 1;
+            continue;
+          }
           pass.reads[v] = 1;
-          wanted[v] = !external_[v];
-        } else {
-          pass.in[from] = 1;
+          for (size_t part = 0; part < values; ++part)  // a joined value is kept as one
+            if (root_[part] == root_[v]) wanted[part] = !external_[part];
         }
       }
     }
@@ -126,7 +163,9 @@ void Planner::choose(Draft* draft) const {
 }
 
 // Units of a step for which there are rows to read.
-int64_t Planner::possible(int node, const DraftPass& pass, const std::vector<int64_t>& done) const {
+int64_t Planner::possible(int node, int level, const Draft& draft,
+                          const std::vector<int64_t>& done) const {
+  const DraftPass& pass = draft.passes[level];
   const Flow& flow = nodes_[node].flow;
   int64_t units = base_.steps[node].units;
   for (int slot : flow.slots) {
@@ -135,14 +174,16 @@ int64_t Planner::possible(int node, const DraftPass& pass, const std::vector<int
       return 0;
   }
   for (size_t r = 0; r < flow.reads.size(); ++r) {
-    const int v = flow.reads[r].value, from = writer_[v];
-    if (from < 0 || pass.reads[v]) continue;
-    int64_t rows = 0;
-    for (const Flow::Writing& w : nodes_[from].flow.writes)
-      if (w.value == v && done[from] > 0) rows = w.ready[done[from] - 1];
-    const std::vector<int64_t>& need = nodes_[node].need[r];
-    const auto end = std::upper_bound(need.begin(), need.end(), rows);
-    units = std::min<int64_t>(units, end - need.begin() - 1);
+    const int v = flow.reads[r].value;
+    for (int from : writers(v)) {
+      if (!fresh(draft, level, v, from)) continue;
+      int64_t rows = 0;
+      for (const Flow::Writing& w : nodes_[from].flow.writes)
+        if (part_of(w.value, v)) rows = ready(w, v, done[from]);
+      const std::vector<int64_t>& need = nodes_[node].need[r];
+      const auto end = std::upper_bound(need.begin(), need.end(), rows);
+      units = std::min<int64_t>(units, end - need.begin() - 1);
+    }
   }
   return units;
 }
@@ -186,13 +227,17 @@ void Planner::simulate(int level, Draft* draft) const {
       if (target[i]) need[i] = std::max(need[i], ceil_div(units * band, bands));
       if (need[i] <= done[i]) continue;
       for (size_t r = 0; r < node.flow.reads.size(); ++r) {
-        const int v = node.flow.reads[r].value, from = writer_[v];
-        if (from < 0 || pass.reads[v] || node.need[r][need[i]] == 0) continue;
-        for (const Flow::Writing& w : nodes_[from].flow.writes) {
-          if (w.value != v) continue;
-          const auto enough =
-              std::lower_bound(w.ready.begin(), w.ready.end(), node.need[r][need[i]]);
-          need[from] = std::max<int64_t>(need[from], enough - w.ready.begin() + 1);
+        const int v = node.flow.reads[r].value;
+        const int64_t rows = node.need[r][need[i]];
+        for (int from : writers(v)) {
+          if (!fresh(*draft, level, v, from) || rows == 0) continue;
+          for (const Flow::Writing& w : nodes_[from].flow.writes) {
+            if (!part_of(w.value, v)) continue;
+            int64_t units = base_.steps[from].units;
+            if (same_rows(w.value, v))
+              units = std::lower_bound(w.ready.begin(), w.ready.end(), rows) - w.ready.begin() + 1;
+            need[from] = std::max(need[from], units);
+          }
         }
       }
       for (int slot : node.flow.slots) {
@@ -208,8 +253,8 @@ void Planner::simulate(int level, Draft* draft) const {
         i = waiting = 0;
       }
       if (!pass.in[i] || need[i] <= done[i]) continue;
-      const int64_t end = std::min(
-          {need[i], done[i] + ceil_div(base_.steps[i].units, bands), possible(i, pass, done)});
+      const int64_t end = std::min({need[i], done[i] + ceil_div(base_.steps[i].units, bands),
+                                    possible(i, level, *draft, done)});
       if (end < need[i]) waiting = 1;
       if (end <= done[i]) continue;
       for (const Flow::Writing& w : nodes_[i].flow.writes) {
@@ -240,12 +285,17 @@ Draft Planner::draft(int64_t most_floats) const {
   const size_t values = base_.values.size();
   Draft draft;
   draft.kept.assign(values, 0);
-  for (size_t v = 0; v < values; ++v) draft.kept[v] = external_[v] || late_[v];
+  for (size_t v = 0; v < values; ++v)
+    draft.kept[v] = external_[v] || late_[v] || joined(static_cast<int>(v));
   for (const Node& node : nodes_) {
     if (node.flow.reads.empty()) continue;  // the image is at hand
     // What one step writes is kept together: when a step runs again, nothing of it is in memory.
     int64_t largest = 0;
-    for (const Flow::Writing& w : node.flow.writes) largest = std::max(largest, floats(w.value));
+    for (const Flow::Writing& w : node.flow.writes)
+      largest = std::max(largest, joined(w.value) ? 0 : floats(w.value));
+    const bool part = std::any_of(node.flow.writes.begin(), node.flow.writes.end(),
+                                  [&](const Flow::Writing& w) { return joined(w.value); });
+    if (part) largest = 0;
     for (const Flow::Writing& w : node.flow.writes)
       if (largest <= std::max(most_floats, kSmall)) draft.kept[w.value] = 1;
   }
@@ -258,8 +308,8 @@ Draft Planner::draft(int64_t most_floats) const {
 }
 
 void plan_bands(const Plan& base, const std::vector<char>& external, const BandSpec& spec,
-                int64_t other_floats, bool given, Bands* bands) {
-  const Planner planner(base, external, spec, given, bands->steps);
+                int64_t other_floats, const std::vector<JoinSpec>& joins, Bands* bands) {
+  const Planner planner(base, external, spec, joins, bands->steps);
   const double once = std::max(planner.once(), 1.0);
   const auto bytes = [&](const Draft& d) { return (d.floats + other_floats) * 4; };
   const auto better = [&](const Draft& a, const Draft& b) {

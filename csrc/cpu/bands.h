@@ -45,8 +45,8 @@ class Bands {
 };
 
 // `base` has the shapes of the values and the plans of `bands->steps`; fills in the rest.
-// `external`: of each value, whether it is the caller's. `given`: norms are not computed.
+// `external`: of each value, whether it is the caller's.
 void plan_bands(const Plan& base, const std::vector<char>& external, const BandSpec& spec,
-                int64_t other_floats, bool given, Bands* bands);
+                int64_t other_floats, const std::vector<JoinSpec>& joins, Bands* bands);
 
 }  // namespace fastgen

@@ -17,7 +17,7 @@ void Planner::hand_over(int level, const std::vector<std::vector<int64_t>>& dist
                         Draft* draft) const {
   const int values = static_cast<int>(base_.values.size());
   for (int v = 0; v < values; ++v) {
-    if (!draft->passes[level].wrote[v]) continue;
+    if (!draft->passes[level].wrote[v] || joined(v)) continue;
     int last = level;
     for (int p = level + 1; p < passes_; ++p)
       if (draft->passes[p].reads[v]) last = p;
@@ -51,11 +51,17 @@ void Planner::place(Draft* draft) const {
     const int64_t rows = base_.values[room.value].shape.h + room.spare;
     regions.push_back({room.first, room.last, row_floats(room.value) * rows});
   }
+  draft->joined.assign(values, -1);
+  for (int v = 0; v < values; ++v) {
+    if (root_[v] != v || !joined(v)) continue;
+    draft->joined[v] = static_cast<int>(regions.size());
+    regions.push_back({0, passes_ - 1, floats(v)});
+  }
   for (int p = 0; p < passes_; ++p) {
     DraftPass& pass = draft->passes[p];
     pass.regions.assign(values, -1);
     for (int v = 0; v < values; ++v) {
-      if (!pass.rows[v] || pass.wrote[v] || external_[v]) continue;
+      if (!pass.rows[v] || pass.wrote[v] || external_[v] || joined(v)) continue;
       int64_t& rows = pass.rows[v];
       rows = std::min(ceil_div(rows, together_[v]) * together_[v], base_.values[v].shape.h);
       pass.regions[v] = static_cast<int>(regions.size());
@@ -92,6 +98,8 @@ void Planner::place(Draft* draft) const {
   }
   for (int p = 0; p < passes_; ++p) {
     int64_t kept = 0;
+    for (int region : draft->joined)
+      if (region >= 0) kept += regions[region].floats;
     for (const Room& room : draft->rooms)
       if (room.first <= p && p <= room.last) kept += regions[room.region].floats;
     draft->kept_floats = std::max(draft->kept_floats, kept);
@@ -102,6 +110,17 @@ Value Planner::located(const Draft& draft, int level, int value) const {
   const DraftPass& pass = draft.passes[level];
   Value v = base_.values[value];
   if (external_[value]) return v;
+  if (joined(value)) {
+    int64_t elements = 0;
+    int at = value;
+    for (; outer_[at] != at; at = outer_[at])
+      elements +=
+          channel_[at] * base_.values[outer_[at]].shape.h * base_.values[outer_[at]].shape.w;
+    v.shape.offset =
+        draft.regions[draft.joined[at]].offset + elements * element_bytes(v.shape.dtype) / 4;
+    v.image = base_.values[at].image;
+    return v;
+  }
   const bool whole = pass.wrote[value] || pass.reads[value];
   if (!whole && pass.regions[value] < 0) {
     v.shape.offset = 0;  // not of this pass
@@ -143,7 +162,7 @@ void Planner::finish(const Draft& draft, const std::vector<const Step*>& steps,
       bool storing = false;
       for (size_t w = 1; w < node.flow.writes.size(); ++w) {
         const int v = node.flow.writes[w].value;
-        storing = from.wrote[v] || (from.regions[v] >= 0 && !from.reads[v]);
+        storing = from.wrote[v] || joined(v) || (from.regions[v] >= 0 && !from.reads[v]);
       }
       pass.storing.push_back(storing);
       if (from.in[i]) {

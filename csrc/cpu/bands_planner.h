@@ -51,14 +51,15 @@ struct Draft {
   std::vector<int64_t> shift;  // of whole values: rows that they are moved by in their room
   std::vector<Room> rooms;
   std::vector<Region> regions;
+  std::vector<int> joined;  // region of each value that has others inside, or -1
   int64_t floats = 0, kept_floats = 0;
   double work = 0;
 };
 
 class Planner {
  public:
-  Planner(const Plan& base, const std::vector<char>& external, const BandSpec& spec, bool given,
-          const std::vector<const Step*>& steps);
+  Planner(const Plan& base, const std::vector<char>& external, const BandSpec& spec,
+          const std::vector<JoinSpec>& joins, const std::vector<const Step*>& steps);
 
   Draft draft(int64_t most_floats) const;
   // Sizes at which another value is kept, in ascending order.
@@ -76,9 +77,31 @@ class Planner {
   }
   int64_t floats(int value) const { return row_floats(value) * base_.values[value].shape.h; }
   bool same(int a, int b) const;
+  // Steps that write a value, those of what is part of it included.
+  const std::vector<int>& writers(int value) const {
+    return writers_[value].empty() ? writers_[outer_[value]] : writers_[value];
+  }
+  bool joined(int value) const { return root_[value] != value || has_inner_[value]; }
+  // Whether a pass reads what a step writes as it comes, not from memory.
+  bool fresh(const Draft& draft, int level, int value, int node) const {
+    return draft.passes[level].in[node] && !(draft.kept[value] && nodes_[node].level < level);
+  }
+  bool part_of(int value, int whole) const {
+    while (value != whole && outer_[value] != value) value = outer_[value];
+    return value == whole || writers_[whole].empty();
+  }
+  void add_inner(Flow* flow) const;
+  // A part of a value may be another view of its numbers, with other rows.
+  bool same_rows(int a, int b) const { return base_.values[a].shape.h == base_.values[b].shape.h; }
+  // Rows of `value` that exist after some units of a step that writes it.
+  int64_t ready(const Flow::Writing& w, int value, int64_t units) const {
+    if (units == 0) return 0;
+    if (same_rows(w.value, value)) return w.ready[units - 1];
+    return units == static_cast<int64_t>(w.ready.size()) ? kNever : 0;
+  }
   bool due(int node, const DraftPass& pass) const;
   void choose(Draft* draft) const;
-  int64_t possible(int node, const DraftPass& pass, const std::vector<int64_t>& done) const;
+  int64_t possible(int node, int level, const Draft& draft, const std::vector<int64_t>& done) const;
   void simulate(int level, Draft* draft) const;
   void hand_over(int level, const std::vector<std::vector<int64_t>>& distance, Draft* draft) const;
   void place(Draft* draft) const;
@@ -87,7 +110,10 @@ class Planner {
   const Plan& base_;
   const std::vector<char>& external_;
   std::vector<Node> nodes_;
-  std::vector<int> writer_, slot_writer_;
+  std::vector<std::vector<int>> writers_;
+  std::vector<int> outer_, root_, slot_writer_;
+  std::vector<int64_t> channel_;  // of a part of another value
+  std::vector<char> has_inner_;
   std::vector<char> late_, used_slot_;
   std::vector<int64_t> together_;
   int passes_ = 1;

@@ -29,9 +29,10 @@ Conv::Conv(ConvSpec spec, const Kernels& isa) : spec_(std::move(spec)), isa_(&is
   const bool single = std::any_of(spec_.phases.begin(), spec_.phases.end(),
                                   [&](const PhaseSpec& p) { return p.kw * spec_.inputs == 1; });
   bf16_ = spec_.products == kBFloat16 && !single;
+  int8_ = spec_.products == kInt8 && fits_int8();
   split_upsampling();
   winograd_size();
-  rows_size();
+  if (!int8_) rows_size();
   if (spec_.small && !rows_) bf16_ = false;
   span();
   const int64_t out_blocks = blocks_of(spec_.outputs);
@@ -43,7 +44,11 @@ Conv::Conv(ConvSpec spec, const Kernels& isa) : spec_(std::move(spec)), isa_(&is
   }
   bias_.resize(out_blocks * kBlock);
   std::copy(spec_.bias.begin(), spec_.bias.end(), bias_.data());
-  winograd_ ? winograd_weights() : rows_ ? rows_weights() : bf16_ ? pack_pairs() : pack_weights();
+  if (int8_) {
+    winograd_ ? winograd_int8_weights() : pack_quads();
+  } else {
+    winograd_ ? winograd_weights() : rows_ ? rows_weights() : bf16_ ? pack_pairs() : pack_weights();
+  }
 }
 
 void Conv::check() {
@@ -60,6 +65,7 @@ void Conv::check() {
   require(!spec_.phases.empty() && spec_.phases.size() <= 4096, l + ": has no taps");
   require(spec_.bias.empty() || spec_.bias.size() == static_cast<size_t>(spec_.outputs),
           l + ": bias has the wrong size");
+  check_int8();
   for (const PhaseSpec& p : spec_.phases) {
     require(p.kh >= 0 && p.kh <= 255 && p.kw >= 0 && p.kw <= 255 && std::abs(p.dy) <= 4096 &&
                 std::abs(p.dx) <= 4096 && p.ry >= 0 && p.rx >= 0 && p.ry < spec_.out_stride &&
@@ -84,41 +90,6 @@ void Conv::span() {
     any = true;
   }
   if (any) span_y_ = high_y - low_y_, span_x_ = high_x - low_x_;
-}
-
-// Nearest x2, then 3x3: four 2x2 convolutions of the small map, one for each output parity.
-// An even row reads the small rows (i-1, i, i), an odd one (i, i, i+1); taps that meet the same row
-// add up. Reflection of the large map by one pixel repeats the small map's border.
-void Conv::split_upsampling() {
-  std::vector<ViewOp>& views = spec_.source.views;
-  if (views.empty() || views.back().kind != ViewOp::kUpsample || views.back().left != 2 ||
-      spec_.phases.size() != 1 || spec_.stride != 1 || spec_.out_stride != 1 || spec_.small ||
-      spec_.flat)
-    return;
-  const PhaseSpec whole = std::move(spec_.phases[0]);
-  if (whole.kh != 3 || whole.kw != 3 || whole.dy != -1 || whole.dx != -1) {
-    spec_.phases[0] = whole;
-    return;
-  }
-  spec_.phases.clear();
-  for (int ry = 0; ry < 2; ++ry)
-    for (int rx = 0; rx < 2; ++rx) {
-      PhaseSpec part{2, 2, ry - 1, rx - 1, ry, rx, {}};
-      part.weights.resize(whole.weights.size() / 9 * 4);
-      for (size_t channel = 0; channel < whole.weights.size() / 9; ++channel) {
-        double sums[2][2] = {};
-        for (int y = 0; y < 3; ++y)
-          for (int x = 0; x < 3; ++x)
-            sums[(y + 1 - ry) / 2][(x + 1 - rx) / 2] +=
-                double{whole.weights[channel * 9 + y * 3 + x]};
-        for (int tap = 0; tap < 4; ++tap)
-          part.weights[channel * 4 + tap] = static_cast<float>(sums[tap / 2][tap % 2]);
-      }
-      spec_.phases.push_back(std::move(part));
-    }
-  views.pop_back();
-  spec_.out_stride = 2;
-  if (spec_.pad_mode == 1) spec_.pad_mode = 2;
 }
 
 void Conv::pack_weights() {
@@ -166,9 +137,11 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
   const std::string& label = spec_.label;
   out->domain_rows = ceil_div(s.out.h, spec_.out_stride);
   out->domain_columns = ceil_div(s.out.w, spec_.out_stride);
-  winograd_ ? winograd_plan(s, threads, out)
-  : rows_   ? rows_plan(s, threads, out)
-            : direct_plan(s, threads, out);
+  if (winograd_) {
+    int8_ ? winograd_int8_plan(s, threads, out) : winograd_plan(s, threads, out);
+  } else {
+    rows_ ? rows_plan(s, threads, out) : direct_plan(s, threads, out);
+  }
   const int64_t parities = winograd_ ? spec_.stride : 1;
   const int64_t rows = rows_ ? rows_window(out->domain_rows)
                              : window(out->domain_rows, span_y_, winograd_rows_) * parities;
@@ -192,8 +165,10 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
                 low_y_ + rows >= out->maps.height && low_x_ + columns >= out->maps.width,
             label + ": does not read all of the source that it stores");
   if (spec_.source.store >= 0) out->maps.store_y = out->maps.src_y;
-  out->units = out->tiles_y;
-  const int64_t tiles = s.images * out->tiles_y * out->tiles_x;
+  // Ranges of a whole image are not known band by band.
+  out->units = int8_ && spec_.quant.empty() ? 1 : out->tiles_y;
+  batch_plan(s, threads, out);
+  const int64_t tiles = ceil_div(s.images, out->batch) * out->tiles_y * out->tiles_x;
   const int64_t groups = static_cast<int64_t>(groups_.size());
   out->chunks = std::clamp<int64_t>(ceil_div(2 * threads, tiles), 1, groups);
   if (tiles >= 2 * threads) out->chunks = 1;
@@ -214,7 +189,10 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
 
 void Conv::direct_plan(const ConvShape& s, int threads, StepPlan* out) const {
   const int most = spec_.small ? isa_->small_pixels : isa_->pixels[groups_.front()];
-  geometry(spec_.inputs, format(), span_y_, span_x_, spec_.stride, s.images, most, threads, out);
+  // One thread needs no split; statistics are summed by tiles, the same ones for all.
+  const bool alone = threads == 1 && spec_.norm.slot < 0;
+  const int64_t items = alone || shares_tiles(s, *out) ? 1024 : s.images;
+  geometry(spec_.inputs, format(), span_y_, span_x_, spec_.stride, items, most, threads, out);
   out->part_rows = out->tile_rows;
   const int64_t tile_rows = (out->tile_rows - 1) * spec_.stride + span_y_;
   const int64_t tile_columns = (out->tile_columns - 1) * spec_.stride + span_x_;
@@ -224,6 +202,7 @@ void Conv::direct_plan(const ConvShape& s, int threads, StepPlan* out) const {
       align16(tile_rows * (ceil_div(tile_columns, kBlock) + 1) * kBlock * per_pixel + kSlack);
   if (spec_.small)  // its rows, before they are written in another order
     out->panel_floats += align16(4 * (out->tile_columns + 256));
+  out->panel_floats += int8_line(*out);
 }
 
 FinishArgs Conv::finish_args(const ConvCall& c) const {
@@ -276,7 +255,10 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
   }
   m.out = buffer;
   const int64_t window = (phase.dy - low_y_) * pack.dst_row + (phase.dx - low_x_) * channels;
-  const auto micro = bf16_ ? isa_->micro_bf16 : isa_->micro;
+  const auto micro = int8_ ? isa_->micro_int8 : bf16_ ? isa_->micro_bf16 : isa_->micro;
+  const float* scales =
+      int8_ ? c.int8 + t.image * c.int8_image + phase_scales(&phase - phases_.data()) : nullptr;
+  const int64_t image_stats = blocks_of(spec_.outputs) * 3 * kBlock;
 
   FinishArgs f = finish_args(c);
   f.tile = buffer;
@@ -288,24 +270,27 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
     const int64_t pieces = ceil_div(columns, most);
     m.weights = weights_.data() + phase.group[g];
     m.bias = bias_.data() + block * kBlock;
+    m.ahead = in_place(c) && g == t.first_group;  // no pass over the input came before
+    if (int8_) m.scale = scales + block * kBlock, m.bias = m.scale + padded_outputs();
     f.nb = nb;
     f.channels = group_channels(g, block);
-    f.stats = t.stats ? t.stats + block * 3 * kBlock : nullptr;
-    f.before = *done;
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t y = (t.row + r) * spec_.out_stride + phase.ry;
-      for (int64_t piece = 0; piece < pieces; ++piece) {
-        const int64_t x0 = columns * piece / pieces, x1 = columns * (piece + 1) / pieces;
-        m.panel = static_cast<char*>(pack.dst) +
-                  (window + r * spec_.stride * pack.dst_row + x0 * m.pixel) * factor_bytes();
-        f.pixels = static_cast<int>(x1 - x0);
-        if (in_place(c) && g == t.first_group)  // no pass over the input came before
-          for (int64_t i = 0; i < f.pixels * m.pixel; i += 32)
-            __builtin_prefetch(static_cast<const uint16_t*>(m.panel) + f.pixels * m.pixel + i);
-        micro(m, f.pixels, nb);
-        finish_place(c, t, block, y, (t.column + x0) * spec_.out_stride + phase.rx, &f);
-        isa_->finish(f);
-        f.before += f.pixels;
+    for (int64_t k = 0; k < t.images; ++k) {
+      Tile one = t;
+      one.image += k;
+      const char* panel = static_cast<const char*>(t.panels[k]);
+      f.stats = t.stats ? t.stats + k * image_stats + block * 3 * kBlock : nullptr;
+      f.before = *done;
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t y = (t.row + r) * spec_.out_stride + phase.ry;
+        for (int64_t piece = 0; piece < pieces; ++piece) {
+          const int64_t x0 = columns * piece / pieces, x1 = columns * (piece + 1) / pieces;
+          m.panel =
+              panel + (window + r * spec_.stride * pack.dst_row + x0 * m.pixel) * factor_bytes();
+          f.pixels = static_cast<int>(x1 - x0);
+          micro(m, f.pixels, nb);
+          finish_at(c, one, block, y, (t.column + x0) * spec_.out_stride + phase.rx, &f);
+          f.before += f.pixels;
+        }
       }
     }
   }
@@ -334,9 +319,9 @@ void Conv::small_phase(const ConvCall& c, const Tile& t, const PackArgs& pack,
   FinishArgs place{};
   for (int64_t r = 0; r < t.rows; ++r) {
     finish_place(c, t, 0, t.row + r, t.column, &place);
-    s.panel = static_cast<float*>(pack.dst) + r * pack.dst_row;
+    s.panel = static_cast<float*>(pack.dst) + (int8_ ? 0 : r * pack.dst_row);
     s.out = direct ? static_cast<float*>(place.out) : buffer;
-    isa_->small(s);
+    int8_ ? small_int8(s, pack, r, c.int8 + t.image * c.int8_image) : isa_->small(s);
     if (direct) continue;
     w.out = place.out;
     w.residual = place.residual;
@@ -397,9 +382,10 @@ PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool co
   a.dst_row = int64_t{a.cols} * panel_pixel();
   if (a.format == kPanelPlanar) a.dst_row = (ceil_div(a.cols, kBlock) + 1) * kBlock;
   a.dst_block = a.rows * a.dst_row;
+  if (int8_) int8_pack_args(c, image, &a);
   if (in_place(c)) {
-    a.dst = const_cast<uint16_t*>(static_cast<const uint16_t*>(a.src.data) + y0 * a.src.row +
-                                  x0 * a.src.pixel);
+    a.dst = const_cast<char*>(static_cast<const char*>(a.src.data) +
+                              (y0 * a.src.row + x0 * a.src.pixel) * factor_bytes());
     a.dst_row = a.src.row;
     a.dst_block = a.src.block;
   }
@@ -430,7 +416,8 @@ void Conv::tile(const ConvCall& c, int64_t item, int thread) const {
   const int64_t per_image = (c.last_unit - c.first_unit) * p.tiles_x, within = part % per_image;
   const int64_t across = within % p.tiles_x;
   Tile t{};
-  t.image = part / per_image;
+  t.image = part / per_image * p.batch;
+  t.images = std::min(p.batch, c.shape->images - t.image);
   t.row = (c.first_unit + within / p.tiles_x) * p.tile_rows;
   t.column = across * p.tile_columns;
   t.rows = std::min(p.tile_rows, p.domain_rows - t.row);
@@ -446,13 +433,25 @@ void Conv::tile(const ConvCall& c, int64_t item, int thread) const {
   float* panel = c.panels + thread * c.panel_stride;
   const PackArgs a = pack_args(c, t, panel, c.copy.data && chunk == 0);
   if (rows_) return rows_tile(c, t, a);
-  if (!in_place(c)) isa_->pack(a);
+  if (!in_place(c)) int8_ ? isa_->pack_int8(a) : isa_->pack(a);
+  if (winograd_ && int8_) return winograd_int8_tile(c, t, a);
+  const void* panels[kMostBatch] = {a.dst};
+  t.panels = panels;
+  for (int64_t k = 1; k < t.images; ++k) {
+    Tile other = t;
+    other.image += k;
+    const bool copying = c.copy.data && chunk == 0;
+    const PackArgs next = pack_args(c, other, panel + k * p.image_floats, copying);
+    if (!in_place(c)) isa_->pack(next);
+    panels[k] = next.dst;
+  }
   if (winograd_) {
     for (int parity = 1; parity < spec_.stride * spec_.stride; ++parity) pack_parity(p, a, parity);
     return winograd_tile(c, t, a);
   }
   if (spec_.small)
-    return small_phase(c, t, a, panel + p.panel_floats - align16(4 * (p.tile_columns + 256)));
+    return small_phase(c, t, a,
+                       panel + p.panel_floats - int8_line(p) - align16(4 * (p.tile_columns + 256)));
   int64_t done = 0;
   for (const Phase& phase : phases_) blocked_phase(c, phase, t, a, &done);
 }
@@ -470,14 +469,20 @@ void Conv::pack_parity(const StepPlan& p, PackArgs a, int parity) const {
 void Conv::run(const ConvCall& call) const {
   ConvCall c = call;
   const StepPlan& p = *c.step;
-  if (c.last_unit < 0) c.last_unit = p.units;
+  if (c.last_unit < 0 || p.units == 1) c.first_unit = 0, c.last_unit = p.tiles_y;
+  std::vector<float> scales;
+  if (int8_) {
+    if (spec_.quant.empty()) scales = frame_scales(c);
+    c.int8 = scales.empty() ? int8_scales_.data() : scales.data();
+    c.int8_image = scales.empty() ? 0 : phase_scales(phases_.size());
+  }
   const int64_t images = c.shape->images, parts_x = p.tiles_x;
   const auto parallel = [&](int64_t items, const Pool::Job& job) {
     c.pool ? c.pool->run(items, job) : op_parallel(items, job);
   };
-  parallel(images * (c.last_unit - c.first_unit) * parts_x * p.chunks,
+  parallel(ceil_div(images, p.batch) * (c.last_unit - c.first_unit) * p.tiles_x * p.chunks,
            [&](int64_t item, int thread) { tile(c, item, thread); });
-  if (spec_.norm.slot < 0 || !c.statistics || c.last_unit < p.units) return;
+  if (spec_.norm.slot < 0 || !c.statistics || c.last_unit < p.tiles_y) return;
   const int64_t parts = ceil_div(p.domain_rows, p.part_rows) * parts_x;
   std::vector<int64_t> counts(parts, 0);
   for (int64_t part = 0; part < parts; ++part)

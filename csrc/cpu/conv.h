@@ -42,6 +42,7 @@ struct ConvCall {
   const ConvShape* shape = nullptr;
   // A residual has the dtype of what it is added to; `copy` is float32 or bfloat16.
   ConvTensor in, load_residual, out, residual, copy;
+  Extent repeated;  // of a residual whose middle row and column are repeated, else 0
   const float *scale = nullptr, *shift = nullptr;  // padded to whole blocks
   int64_t slot_image = 0;                          // from image to image
   float* panels = nullptr;                         // per thread
@@ -52,6 +53,9 @@ struct ConvCall {
   float *out_mean = nullptr, *out_variance = nullptr;  // or null
   int64_t first_unit = 0, last_unit = -1;              // rows of tiles; -1: all
   bool statistics = true;                              // when the convolution has a norm
+  // Set by Conv::run, of int8: [quant, zero of the inputs][for each phase scale, bias of outputs]
+  const float* int8 = nullptr;
+  int64_t int8_image = 0;  // from image to image
 };
 
 class Conv {
@@ -75,12 +79,20 @@ class Conv {
   struct Tile {
     int64_t image, row, rows, column, columns, first_group, last_group;
     float* stats;  // of the tile's first part, or null
+    int64_t images = 1;
+    const void* const* panels = nullptr;  // of each image
   };
 
   void check();
   void span();
   void split_upsampling();
   void pack_weights();
+
+  // conv_batch.cpp: small maps of many images share a tile, so that weights are read once for all.
+  static constexpr int64_t kMostBatch = 64;
+  bool shares_tiles(const ConvShape& shape, const StepPlan& plan) const;
+  void batch_plan(const ConvShape& shape, int threads, StepPlan* out) const;
+
   void direct_plan(const ConvShape& shape, int threads, StepPlan* out) const;
   void tile(const ConvCall& c, int64_t item, int thread) const;
   PackArgs pack_args(const ConvCall& c, const Tile& t, float* panel, bool copying) const;
@@ -89,6 +101,9 @@ class Conv {
   // Points the arguments at output (y, x) and channel block `block`.
   void finish_place(const ConvCall& c, const Tile& t, int64_t block, int64_t y, int64_t x,
                     FinishArgs* f) const;
+  // Finishes the tile of arguments at output (y, x) and channel block `block` (conv_residual.cpp).
+  void finish_at(const ConvCall& c, const Tile& t, int64_t block, int64_t y, int64_t x,
+                 FinishArgs* f) const;
   int group_channels(int64_t group, int64_t block) const {
     return static_cast<int>(
         std::min<int64_t>(groups_[group] * kBlock, spec_.outputs - block * kBlock));
@@ -104,7 +119,7 @@ class Conv {
   void pack_pairs();
   void pack_small_pairs();
   bool in_place(const ConvCall& c) const;
-  int64_t factor_bytes() const { return bf16_ ? 2 : 4; }
+  int64_t factor_bytes() const { return int8_ ? 1 : bf16_ ? 2 : 4; }
   int panel_pixel() const { return format() == kPanel16 ? kBlock : spec_.inputs; }
 
   // winograd_rows.cpp
@@ -124,6 +139,34 @@ class Conv {
                 int64_t rows, int64_t done) const;
   void rows_small(const ConvCall& c, const Tile& t, const RowsScratch& s, float* v, int64_t first,
                   int64_t rows) const;
+
+  // conv_int8.cpp
+  void check_int8() const;
+  bool fits_int8() const;
+  void pack_quads();
+  void write_scales(float scale, float zero, float* to) const;
+  std::vector<float> frame_scales(const ConvCall& c) const;
+  void range(const ConvCall& c, int64_t item, float* panel, float* low, float* high) const;
+  void small_int8(const SmallArgs& s, const PackArgs& pack, int64_t row, const float* scales) const;
+  void int8_pack_args(const ConvCall& c, int64_t image, PackArgs* a) const;
+  int64_t int8_line(const StepPlan& p) const {  // floats of a row of the window
+    return int8_ ? (window(p.tile_columns, span_x_, winograd_) + 1) * kBlock : 0;
+  }
+  int64_t padded_inputs() const { return blocks_of(spec_.inputs) * kBlock; }
+  int64_t padded_outputs() const { return blocks_of(spec_.outputs) * kBlock; }
+  // Where the scales of a phase begin in ConvCall::int8; behind them its biases.
+  int64_t phase_scales(size_t phase) const {
+    return 2 * padded_inputs() + 2 * static_cast<int64_t>(phase) * padded_outputs();
+  }
+
+  // winograd_int8.cpp
+  struct Scratch;
+  bool fits_winograd_int8() const;
+  void winograd_int8_weights();
+  int64_t winograd_int8_element(int64_t tiles) const;
+  Scratch winograd_int8_scratch(const StepPlan& plan) const;
+  void winograd_int8_plan(const ConvShape& shape, int threads, StepPlan* out) const;
+  void winograd_int8_tile(const ConvCall& c, const Tile& t, const PackArgs& pack) const;
 
   // winograd.cpp
   struct Scratch {
@@ -153,6 +196,11 @@ class Conv {
   Weights weights_, bias_;
   int low_y_ = 0, low_x_ = 0, span_y_ = 1, span_x_ = 1;
   bool bf16_ = false;                     // products of bfloat16
+  bool int8_ = false;                     // products of bytes
+  Weights int8_scales_;                   // as ConvCall::int8, for inputs with scale 1 and zero 0
+  std::vector<float> int8_sums_;          // for each phase and output: of weights
+  int16_t point_scale_[16] = {};          // of Winograd tiles of bytes, and what is subtracted at
+  std::vector<int16_t> centre_;           // their point (1, 1): see Winograd2Input
   int winograd_ = 0, winograd_rows_ = 0;  // outputs of a Winograd tile, or 0: not worth it
   int rows_ = 0;  // groups of kernel rows of a Winograd convolution along the rows, or 0
 };

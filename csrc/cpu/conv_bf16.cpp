@@ -96,15 +96,15 @@ void Conv::pack_small_pairs() {
   }
 }
 
-// Whether the input is a panel as it is: bfloat16 with neighbouring channels, one tap, no
-// arithmetic on load, and no single last channel, which is paired with what follows it.
+// Whether the input is a panel as it is: neighbouring channels in the type of the factors, one tap,
+// no arithmetic on load, and of bfloat16 no single last channel, which is paired with what follows.
 bool Conv::in_place(const ConvCall& c) const {
   const Source& s = spec_.source;
-  return bf16_ && !winograd_ && c.in.dtype == kBFloat16 && !c.in.planar && format() == kPanel16 &&
-         phases_.size() == 1 && span_y_ == 1 && span_x_ == 1 && low_y_ == 0 && low_x_ == 0 &&
-         !spec_.flat && s.views.empty() && s.pre == kActNone && s.post == kActNone && !c.scale &&
-         !c.load_residual.data && !c.copy.data && c.in.rows == kAllRows &&
-         spec_.inputs % kBlock != 1;
+  return !int8_ && c.in.dtype == (bf16_ ? kBFloat16 : kFloat32) && !winograd_ && !c.in.planar &&
+         format() == kPanel16 && phases_.size() == 1 && span_y_ == 1 && span_x_ == 1 &&
+         low_y_ == 0 && low_x_ == 0 && !spec_.flat && s.views.empty() && s.pre == kActNone &&
+         s.post == kActNone && !c.scale && !c.load_residual.data && !c.copy.data &&
+         c.in.rows == kAllRows && (!bf16_ || spec_.inputs % kBlock != 1);
 }
 
 }  // namespace fastgen

@@ -20,12 +20,12 @@ Maps half(const Maps& maps, int parity) {
 }  // namespace
 
 void Conv::flow(const StepPlan& p, int64_t out_rows, Flow* out) const {
-  const int64_t count =
-      rows_ ? rows_window(p.tile_rows) : window(p.tile_rows, span_y_, winograd_rows_);
+  const int64_t tile_rows = p.units == 1 ? p.domain_rows : p.tile_rows;
+  const int64_t count = rows_ ? rows_window(tile_rows) : window(tile_rows, span_y_, winograd_rows_);
   if (winograd_ && spec_.stride == 2) {
     Flow odd;
-    source_flow(spec_.source, half(p.maps, 0), p.units, p.tile_rows, count, out);
-    source_flow(spec_.source, half(p.maps, 1), p.units, p.tile_rows, count, &odd);
+    source_flow(spec_.source, half(p.maps, 0), p.units, tile_rows, count, out);
+    source_flow(spec_.source, half(p.maps, 1), p.units, tile_rows, count, &odd);
     for (size_t r = 0; r < odd.reads.size(); ++r)
       for (int64_t u = 0; u < p.units; ++u) {
         Flow::Rows& rows = out->reads[r].rows[u];
@@ -37,14 +37,14 @@ void Conv::flow(const StepPlan& p, int64_t out_rows, Flow* out) const {
       }
   } else {
     const int64_t step = winograd_ ? 1 : spec_.stride;
-    source_flow(spec_.source, p.maps, p.units, p.tile_rows * step, count, out);
+    source_flow(spec_.source, p.maps, p.units, tile_rows * step, count, out);
   }
   out->slot = spec_.norm.slot;
   out->statistics = out->slot >= 0;
   out->writes.push_back({spec_.out, {}});
   if (spec_.source.store >= 0) out->writes.push_back({spec_.source.store, {}});
   for (int64_t u = 1; u <= p.units; ++u) {
-    const int64_t done = u * p.tile_rows;
+    const int64_t done = u * tile_rows;
     out->writes[0].ready.push_back(u == p.units ? out_rows : done * spec_.out_stride);
     if (spec_.source.store < 0) continue;
     const int64_t stored = std::clamp<int64_t>(done * spec_.stride + low_y_, 0, p.maps.height);

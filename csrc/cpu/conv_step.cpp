@@ -25,6 +25,16 @@ class ConvStep final : public Step {
                            source_.slot < 0 && source_.combine == 0 && source_.store < 0 &&
                            source_.views.empty()),
             label + ": linear layer on an image");
+    if (spec.residual >= 0) {
+      require(spec.residual < static_cast<int>(plan.values.size()), label + ": unknown residual");
+      const ValueShape& r = plan.values[spec.residual].shape;
+      const auto fits = [&](int64_t size, int64_t full) {
+        return size == full || (size % 2 == 1 && size < full && spec.out_stride == 1);
+      };
+      require(r.n == result.n && r.c == result.c && !r.planar && !spec.flat && !spec.small &&
+                  fits(r.h, result.h) && fits(r.w, result.w),
+              label + ": the output's residual has another shape");
+    }
     conv_.plan(shape(plan), threads, out);
   }
 
@@ -32,6 +42,16 @@ class ConvStep final : public Step {
     conv_.flow(step, plan.values[conv_.spec().out].shape.h, out);
     for (Flow::Reading& reading : out->reads)  // the convolution's source has other views only
       if (conv_.spec().flat) reading = read_all(plan, reading.value);
+    const int residual = conv_.spec().residual;
+    if (residual < 0) return;
+    const ValueShape &r = plan.values[residual].shape,
+                     &result = plan.values[conv_.spec().out].shape;
+    Flow::Reading reading = read_all(plan, residual);
+    reading.together = 1;
+    reading.rows.resize(step.units, reading.rows[0]);
+    for (int64_t u = 0; r.h == result.h && u < step.units; ++u)
+      reading.rows[u] = {u ? out->writes[0].ready[u - 1] : 0, out->writes[0].ready[u]};
+    out->reads.push_back(std::move(reading));
   }
 
   void locate(const Plan& plan, StepPlan* step) const override {
@@ -50,6 +70,11 @@ class ConvStep final : public Step {
     if (source_.store >= 0 && c.storing) call.copy = tensor(c, source_.store);
     call.out = tensor(c, spec.out);
     if (spec.flat) call.out.pixel = call.out.image;
+    if (spec.residual >= 0) {
+      call.residual = tensor(c, spec.residual);
+      const ValueShape &r = c.value(spec.residual).shape, &out = c.value(spec.out).shape;
+      if (r.h != out.h || r.w != out.w) call.repeated = {r.h, r.w};
+    }
     if (source_.slot >= 0) {
       call.scale = c.scale(source_.slot, 0);
       call.shift = c.shift(source_.slot, 0);

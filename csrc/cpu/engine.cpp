@@ -1,14 +1,11 @@
-// The engine: plans, memory, execution.
-#include "engine.h"
-
-#include <unistd.h>
-
+// The engine: steps, plans, memory.
 #include <algorithm>
-#include <chrono>
+#include <atomic>
 #include <new>
 #include <stdexcept>
 
 #include "bands.h"
+#include "engine_impl.h"
 #include "image.h"
 #include "isa.h"
 
@@ -23,6 +20,12 @@ int64_t align_up(int64_t floats) { return ceil_div(floats, kAlign) * kAlign; }
 
 }  // namespace
 
+void check_image(const ValueShape& s, const ImageShape& image) {
+  require(s.planar && s.c == 3 && s.n == image.n && s.h >= image.height && s.w >= image.width &&
+              image.height >= 1 && image.width >= 1,
+          "the network's input or output does not hold this image");
+}
+
 void fail(const std::string& message) { throw std::invalid_argument(message); }
 void require(bool ok, const std::string& message) {
   if (!ok) fail(message);
@@ -33,58 +36,6 @@ void Weights::resize(size_t floats) {
   const auto address = reinterpret_cast<uintptr_t>(storage_.data());
   data_ = reinterpret_cast<float*>((address + 63) & ~uintptr_t{63});
 }
-
-struct Engine::Impl {
-  const Kernels* isa = nullptr;
-  int threads = 1;
-  int values = 0;
-  std::vector<Slot> slots;
-  std::vector<std::unique_ptr<Step>> steps;
-  std::mutex mutex;
-  std::unique_ptr<Pool> pool;
-  pid_t owner = getpid();
-  Arena arena;
-  bool profiling = false;
-  std::vector<StepTime> times;
-
-  // A forked child has neither the worker threads nor, perhaps, an unlocked mutex.
-  void after_fork() {
-    if (owner == getpid()) return;
-    new (&mutex) std::mutex;
-    (void)pool.release();  // its threads live in the parent only and cannot be joined here
-    owner = getpid();
-  }
-
-  Pool& workers() {
-    if (!pool) pool = std::make_unique<Pool>(threads);
-    return *pool;
-  }
-
-  // Whether the plan was made by this engine, and nothing was added to it since.
-  bool owns(const Plan& plan) const {
-    const size_t planned =
-        plan.bands ? plan.bands->steps.size() - plan.bands->image_steps.size() : plan.steps.size();
-    return plan.owner == this && planned == steps.size() && plan.slot_offset.size() == slots.size();
-  }
-
-  // What does not depend on where the values lie.
-  void prepare(const std::vector<ValueShape>& shapes, Plan* plan) const;
-  void measure(Plan* plan) const;
-  Context context(const Plan& plan, const std::vector<float*>& externals, const NormArrays& norms);
-  void check_norms(const Plan& plan, const NormArrays& norms) const {
-    require(!plan.bands || plan.bands->given == (norms.given != nullptr),
-            "the plan is with or without given statistics, unlike the run");
-    require(!norms.given || !norms.wanted, "statistics are given or wanted, not both");
-  }
-  void execute(const Plan& plan, const std::vector<float*>& externals, const NormArrays& norms,
-               const ImageCall* image);
-  void run_step(const Step& step, Context* context, bool again, std::vector<StepTime>* times) const;
-  std::vector<NormSpec> norms;  // of the steps, in order
-
-  // Before and after a run: given statistics to scale and shift, computed ones to the caller.
-  void give(const Context& c, const float* given) const;
-  void take(const Context& c, float* wanted) const;
-};
 
 Engine::Engine(int threads, const std::string& isa) : impl_(std::make_unique<Impl>()) {
   require(threads >= 0 && threads <= 1024, "threads is out of range; must be 1..1024");
@@ -124,11 +75,17 @@ void Engine::add_given(const std::string& label, int mean, int var, NormSpec nor
 void Engine::add_pool(const std::string& label, int value, int out, const PoolSpec& spec) {
   impl_->steps.push_back(make_pool(label, value, out, spec));
 }
-void Engine::add_concat(const std::string& label, const std::vector<int>& values, int out) {
-  impl_->steps.push_back(make_concat(label, values, out));
+void Engine::add_concat(const std::string& label, const std::vector<int>& values,
+                        const std::vector<int>& first, int out) {
+  impl_->steps.push_back(make_concat(label, values, first, out));
 }
 void Engine::add_broadcast(const std::string& label, int value, int out) {
   impl_->steps.push_back(make_broadcast(label, value, out));
+}
+void Engine::set_constant_steps(int count) {
+  require(count >= 0 && count <= static_cast<int>(impl_->steps.size()),
+          "number of constant steps is out of range");
+  impl_->constant_steps = count;
 }
 void Engine::add_reshape(const std::string& label, int value, int out) {
   impl_->steps.push_back(make_reshape(label, value, out));
@@ -150,35 +107,41 @@ int64_t Engine::value_floats(const ValueShape& s) {
 
 namespace {
 
-void check_counts(int64_t values, size_t given, int externals) {
-  require(static_cast<int64_t>(given) == values, "wrong number of values");
-  require(externals >= 0 && externals <= 4096, "wrong number of external arrays");
-}
+std::atomic<uint64_t> plans{0};
 
-// Of a photo's value.
-void check_image(const ValueShape& s, const ImageShape& image) {
-  require(s.planar && s.c == 3 && s.n == image.n && s.h >= image.height && s.w >= image.width &&
-              image.height >= 1 && image.width >= 1,
-          "the network's input or output does not hold this image");
+void check_counts(int values, size_t given, int externals) {
+  require(static_cast<int>(given) == values, "wrong number of values");
+  require(externals >= 0 && externals <= 4096, "wrong number of external arrays");
 }
 
 }  // namespace
 
-void Engine::Impl::prepare(const std::vector<ValueShape>& shapes, Plan* plan) const {
+// Where values lie, and memory for scale and shift.
+void Engine::Impl::place(const std::vector<ValueShape>& values, const std::vector<bool>& local,
+                         int64_t arena_floats, Plan* plan) const {
   plan->owner = this;
+  plan->number = ++plans;
   plan->external_floats.assign(plan->externals, 0);
-  for (const ValueShape& s : shapes) {
-    const int64_t floats = value_floats(s), plane = s.h * s.w;
-    if (s.offset < 0) {
+  for (const ValueShape& s : values) {
+    const int64_t floats = value_floats(s), own = floats / s.n;
+    require(s.image == 0 || (s.image >= own && s.image <= kMaxFloats && !s.planar),
+            "a value's images overlap");
+    const int64_t image = s.image ? s.image : own;
+    if (local[plan->values.size()]) {  // checked with its segment
+    } else if (s.offset >= 0) {
+      require(image <= kMaxFloats / s.n && s.offset % kAlign == 0 && s.offset <= arena_floats &&
+                  (s.n - 1) * image + own <= arena_floats - s.offset,
+              "a value lies outside the arena");
+    } else {
       require(-1 - s.offset < plan->externals && s.planar,
               "a value lies outside the external arrays");
       plan->external_floats[-1 - s.offset] = std::max(plan->external_floats[-1 - s.offset], floats);
     }
-    plan->values.push_back(
-        s.planar ? Value{s, s.c * plane, plane, s.w, 1}
-                 : Value{s, blocks_of(s.c) * plane * kBlock, plane * kBlock, s.w * kBlock, kBlock});
+    const int64_t plane = s.h * s.w, elements = image * 4 / element_bytes(s.dtype);
+    plan->values.push_back(s.planar ? Value{s, elements, plane, s.w, 1}
+                                    : Value{s, elements, plane * kBlock, s.w * kBlock, kBlock});
   }
-  const int64_t images = shapes.empty() ? 0 : shapes.front().n;
+  const int64_t images = values.empty() ? 0 : values.front().n;
   for (const Slot& slot : slots) {
     const int64_t padded = blocks_of(slot.channels) * kBlock;
     plan->slot_offset.push_back(plan->slot_floats);
@@ -187,59 +150,74 @@ void Engine::Impl::prepare(const std::vector<ValueShape>& shapes, Plan* plan) co
     plan->slot_floats += images * 2 * padded;
     if (plan->slot_floats > kMaxFloats) throw OutOfMemory("the batch is too large");
   }
-  for (const auto& step : steps) {
-    plan->steps.emplace_back();
-    step->plan(*plan, slots, *isa, threads, &plan->steps.back());
-  }
-}
-
-void Engine::Impl::measure(Plan* plan) const {
-  for (const StepPlan& step : plan->steps) {
-    plan->panel_floats = std::max(plan->panel_floats, align_up(step.panel_floats));
-    if (!plan->bands)
-      plan->stats_floats = std::max(plan->stats_floats, align_up(step.stats_floats));
-  }
-  plan->total_floats = plan->value_floats + 2 * plan->slot_floats + plan->stats_floats +
-                       threads * plan->panel_floats;
-  if (plan->total_floats > kMaxFloats) throw OutOfMemory("the network needs more than 4 TiB");
+  plan->images = images;
+  plan->steps.resize(steps.size());
 }
 
 std::shared_ptr<const Plan> Engine::plan(const std::vector<ValueShape>& values,
-                                         int64_t arena_floats, int externals) const {
+                                         int64_t arena_floats, int externals,
+                                         const std::vector<SegmentSpec>& segments) const {
   check_counts(impl_->values, values.size(), externals);
   require(arena_floats >= 0, "arena size is out of range");
   if (arena_floats > kMaxFloats) throw OutOfMemory("the network needs more than 4 TiB");
   auto plan = std::make_shared<Plan>();
   plan->externals = externals;
   plan->value_floats = align_up(arena_floats);
-  for (const ValueShape& s : values) {
-    const int64_t floats = value_floats(s);
-    require(s.offset < 0 || (s.offset % kAlign == 0 && s.offset <= arena_floats &&
-                             floats <= arena_floats - s.offset),
-            "a value lies outside the arena");
+  impl_->place(values, impl_->local_values(segments), arena_floats, plan.get());
+  size_t next = 0;
+  for (const SegmentSpec& segment : segments) {
+    impl_->plan_steps(next, segment.first, impl_->threads, plan.get());
+    plan->segments.push_back(impl_->plan_segment(*plan, segment));
+    plan->keeping &=
+        segment.first >= impl_->constant_steps || segment.last <= impl_->constant_steps;
+    const Plan& one = *plan->segments.back().plan;
+    plan->thread_floats = std::max(plan->thread_floats, one.total_floats);
+    next = segment.last;
   }
-  impl_->prepare(values, plan.get());
-  impl_->measure(plan.get());
+  impl_->plan_steps(next, impl_->steps.size(), impl_->threads, plan.get());
+  plan->total_floats = plan->value_floats + 2 * plan->slot_floats + plan->stats_floats +
+                       impl_->threads * (plan->panel_floats + plan->thread_floats);
+  if (plan->total_floats > kMaxFloats) throw OutOfMemory("the network needs more than 4 TiB");
   return plan;
 }
 
 std::shared_ptr<const Plan> Engine::plan_bands(const std::vector<ValueShape>& values, int externals,
-                                               const BandSpec& spec,
-                                               const ImageShape& image) const {
+                                               const BandSpec& spec, const ImageShape& image,
+                                               const std::vector<JoinSpec>& joins) const {
   check_counts(impl_->values, values.size(), externals);
   require(spec.rows >= 1 && spec.rows <= kMaxSide && spec.limit >= 0 && spec.most_work >= 1,
           "the height of the bands or their limits are out of range");
+  std::vector<bool> local(values.size());
+  std::vector<char> external;
+  for (size_t v = 0; v < values.size(); ++v) {
+    external.push_back(values[v].offset < 0);
+    local[v] = values[v].offset >= 0;  // placed by the passes
+    require(values[v].image == 0, "a value's place is chosen here");
+  }
+  for (const JoinSpec& join : joins) {
+    const auto known = [&](int v) {
+      return v >= 0 && v < impl_->values && !external[v] && !values[v].planar;
+    };
+    require(known(join.inner) && known(join.outer) && join.channel >= 0 &&
+                join.channel % kBlock == 0 && join.channel <= values[join.outer].c,
+            "a joined value is unknown or not in blocks");
+    const ValueShape &in = values[join.inner], &out = values[join.outer];
+    const int64_t before = join.channel * out.h * out.w * element_bytes(out.dtype) / 4;
+    require(in.n == out.n && in.dtype == out.dtype &&
+                value_floats(in) / in.n <= value_floats(out) / out.n - before,
+            "a joined value is not part of the other");
+  }
   auto plan = std::make_shared<Plan>();
   plan->externals = externals;
-  impl_->prepare(values, plan.get());
+  impl_->place(values, local, 0, plan.get());
+  impl_->plan_steps(0, impl_->steps.size(), impl_->threads, plan.get());
   auto bands = std::make_shared<Bands>();
   bands->image = image;
   bands->given = spec.given_norms;
   for (const auto& step : impl_->steps) bands->steps.push_back(step.get());
   if (image.n > 0) {
     for (int value : {image.input, image.output}) {
-      require(value >= 0 && value < impl_->values && values[value].offset >= 0,
-              "unknown image value");
+      require(value >= 0 && value < impl_->values && !external[value], "unknown image value");
       check_image(values[value], image);
     }
     bands->image_steps.push_back(make_image_load(image.input));
@@ -252,13 +230,10 @@ std::shared_ptr<const Plan> Engine::plan_bands(const std::vector<ValueShape>& va
     plan->steps.insert(plan->steps.begin(), std::move(load));
     plan->steps.push_back(std::move(store));
   }
-  std::vector<char> external;
-  for (const ValueShape& s : values) external.push_back(s.offset < 0);
+  plan->stats_floats = 0;  // of each pass its own, in the arena
+  plan->total_floats = 2 * plan->slot_floats + impl_->threads * plan->panel_floats;
+  fastgen::plan_bands(*plan, external, spec, plan->total_floats, joins, bands.get());
   plan->bands = bands;
-  impl_->measure(plan.get());
-  Plan base = *plan;
-  base.bands = nullptr;
-  fastgen::plan_bands(base, external, spec, plan->total_floats, spec.given_norms, bands.get());
   plan->value_floats = align_up(bands->arena_floats);
   plan->steps.clear();
   plan->total_floats += plan->value_floats;
@@ -266,118 +241,64 @@ std::shared_ptr<const Plan> Engine::plan_bands(const std::vector<ValueShape>& va
   return plan;
 }
 
+std::vector<bool> Engine::Impl::local_values(const std::vector<SegmentSpec>& segments) const {
+  std::vector<bool> local(values, false);
+  int64_t end = 0;
+  for (const SegmentSpec& segment : segments) {
+    require(segment.first >= end && segment.last > segment.first &&
+                segment.last <= static_cast<int>(steps.size()),
+            "segments are out of order");
+    require(segment.floats >= 0 && segment.floats <= kMaxFloats, "a segment is too large");
+    end = segment.last;
+    for (const auto& [value, offset] : segment.values) {
+      require(value >= 0 && value < values && !local[value], "a segment has an unknown value");
+      local[value] = true;
+    }
+  }
+  return local;
+}
+
+void Engine::Impl::plan_steps(size_t first, size_t last, int workers, Plan* plan) const {
+  for (size_t i = first; i < last; ++i) {
+    StepPlan* const step = &plan->steps[i];
+    steps[i]->plan(*plan, slots, *isa, workers, step);
+    plan->panel_floats = std::max(plan->panel_floats, align_up(step->panel_floats));
+    plan->stats_floats = std::max(plan->stats_floats, align_up(step->stats_floats));
+  }
+}
+
+Segment Engine::Impl::plan_segment(const Plan& plan, const SegmentSpec& spec) const {
+  auto one = std::make_shared<Plan>();
+  one->slot_offset = plan.slot_offset;
+  one->slot_padded = plan.slot_padded;
+  one->slot_images.assign(plan.slot_images.size(), 1);
+  one->slot_floats = plan.slot_floats;
+  one->values = plan.values;
+  one->images = 1;
+  one->steps.resize(steps.size());
+  for (Value& v : one->values) {
+    v.shape.n = 1;
+    v.shared = true;
+  }
+  for (const auto& [value, offset] : spec.values) {
+    Value& v = one->values[value];
+    const int64_t floats = value_floats(v.shape);
+    require(offset >= 0 && offset % kAlign == 0 && floats <= spec.floats &&
+                offset <= spec.floats - floats,
+            "a value lies outside its segment");
+    v.shape.offset = offset;
+    v.shared = false;
+  }
+  plan_steps(spec.first, spec.last, 1, one.get());
+  one->value_floats = align_up(spec.floats);
+  one->total_floats = one->value_floats + one->stats_floats + one->panel_floats;
+  return {spec.first, spec.last, one, one->value_floats};
+}
+
 int64_t Engine::plan_bytes(const Plan& plan) { return plan.total_floats * 4; }
 
 BandReport Engine::band_report(const Plan& plan) {
   return plan.bands ? plan.bands->report : BandReport{};
-}
-
-std::vector<StepCost> Engine::plan_costs(const Plan& plan) {
-  std::vector<StepCost> costs;
-  for (const StepPlan& step : plan.steps) costs.push_back({step.flops, step.products});
-  return costs;
-}
-
-Context Engine::Impl::context(const Plan& plan, const std::vector<float*>& externals,
-                              const NormArrays& norms) {
-  Context context{};
-  context.plan = &plan;
-  context.isa = isa;
-  context.pool = &workers();
-  context.arena = arena.data();
-  context.slots = arena.data() + plan.value_floats;
-  context.stats = context.slots + 2 * plan.slot_floats;
-  context.panels = context.stats + plan.stats_floats;
-  context.externals = &externals;
-  context.storing = true;
-  context.statistics = !norms.given;
-  for (size_t s = 0; s < slots.size(); ++s) {
-    if (slots[s].scale.empty()) continue;
-    // Products of bfloat16 meet an odd last channel together with the one behind it: what that is
-    // multiplied by is 0, but it must be a number.
-    const auto fill = [&](const std::vector<float>& from, float* to) {
-      std::fill(std::copy(from.begin(), from.end(), to), to + plan.slot_padded[s], 0.0f);
-    };
-    for (int64_t n = 0; n < plan.slot_images[s]; ++n) {
-      fill(slots[s].scale, context.scale(static_cast<int>(s), n));
-      fill(slots[s].shift, context.shift(static_cast<int>(s), n));
-    }
-  }
-  return context;
-}
-
-void Engine::Impl::give(const Context& c, const float* given) const {
-  for (const NormSpec& norm : norms) {
-    const int64_t channels = slots[norm.slot].channels, images = c.plan->slot_images[norm.slot];
-    const float *mean = given, *variance = given + images * channels;
-    for (int64_t n = 0; n < images; ++n) {
-      float *scale = c.scale(norm.slot, n), *shift = c.shift(norm.slot, n);
-      std::fill_n(scale, 2 * c.plan->slot_padded[norm.slot], 0.0f);
-      for (int64_t i = 0; i < channels; ++i)
-        put_norm(norm, i, double{mean[n * channels + i]}, double{variance[n * channels + i]},
-                 scale + i, shift + i);
-    }
-    given += 2 * images * channels;
-  }
-}
-
-void Engine::Impl::take(const Context& c, float* wanted) const {
-  for (const NormSpec& norm : norms) {
-    const int64_t channels = slots[norm.slot].channels, images = c.plan->slot_images[norm.slot];
-    for (int64_t n = 0; n < images; ++n, wanted += channels)
-      std::copy_n(c.mean(norm.slot, n), channels, wanted);
-    for (int64_t n = 0; n < images; ++n, wanted += channels)
-      std::copy_n(c.variance(norm.slot, n), channels, wanted);
-  }
-}
-
-// `again`: it may be one of several parts of the step.
-void Engine::Impl::run_step(const Step& step, Context* context, bool again,
-                            std::vector<StepTime>* measured) const {
-  if (!profiling) return step.run(*context);
-  const auto start = std::chrono::steady_clock::now();
-  step.run(*context);
-  const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
-  const double share = static_cast<double>(context->last_unit - context->first_unit) /
-                       static_cast<double>(context->step->units);
-  for (StepTime& time : *measured) {
-    if (time.label != step.label || !again) continue;
-    time.milliseconds += took.count();
-    time.flops += context->step->flops * share;
-    return;
-  }
-  measured->push_back({step.label, took.count(), context->step->flops * share});
-}
-
-void Engine::Impl::execute(const Plan& plan, const std::vector<float*>& externals,
-                           const NormArrays& norms, const ImageCall* image) {
-  check_norms(plan, norms);
-  Context c = context(plan, externals, norms);
-  const Pool::Busy busy(c.pool);
-  c.image = image;
-  if (norms.given) give(c, norms.given);
-  std::vector<StepTime> measured;
-  for (size_t i = 0; i < steps.size() && !plan.bands; ++i) {
-    c.step = &plan.steps[i];
-    c.last_unit = c.step->units;
-    if (c.statistics || !steps[i]->only_statistics()) run_step(*steps[i], &c, false, &measured);
-  }
-  for (size_t p = 0; plan.bands && p < plan.bands->passes.size(); ++p) {
-    const BandPass& pass = plan.bands->passes[p];
-    c.plan = &pass.plan;
-    for (const BandRun& run : pass.runs) {
-      c.step = &pass.plan.steps[run.step];
-      c.first_unit = run.first;
-      c.last_unit = run.last;
-      c.stats = arena.data() + pass.stats[run.step];
-      c.statistics = pass.statistics[run.step];
-      c.storing = pass.storing[run.step];
-      run_step(*plan.bands->steps[run.step], &c, true, &measured);
-    }
-  }
-  c.plan = &plan;
-  if (norms.wanted) take(c, norms.wanted);
-  if (profiling) times = std::move(measured);
 }
 
 int64_t Engine::norm_floats(const Plan& plan) const {
@@ -387,40 +308,10 @@ int64_t Engine::norm_floats(const Plan& plan) const {
   return floats;
 }
 
-void Engine::run(const Plan& plan, const std::vector<float*>& externals, const NormArrays& norms) {
-  impl_->after_fork();
-  std::lock_guard<std::mutex> lock(impl_->mutex);
-  require(impl_->owns(plan), "the plan belongs to another engine");
-  require(static_cast<int>(externals.size()) == plan.externals, "wrong number of arrays");
-  impl_->arena.reserve(static_cast<size_t>(plan.total_floats) * 4);
-  impl_->execute(plan, externals, norms, nullptr);
-}
-
-void Engine::run_image(const Plan& plan, int input, int output, const void* photo, void* out,
-                       bool is_byte, int64_t n, int64_t height, int64_t width, const ImageIO& io,
-                       const NormArrays& norms) {
-  impl_->after_fork();
-  std::lock_guard<std::mutex> lock(impl_->mutex);
-  require(impl_->owns(plan) && plan.externals == 0, "the plan does not take images");
-  for (int value : {input, output}) {
-    require(value >= 0 && value < impl_->values, "unknown image value");
-    check_image(plan.values[value].shape, {n, height, width, input, output});
-  }
-  impl_->arena.reserve(static_cast<size_t>(plan.total_floats) * 4);
-  const ImageCall image{photo, out, is_byte, n, height, width, io};
-  if (plan.bands) {
-    const ImageShape& planned = plan.bands->image;
-    require(planned.n == n && planned.height == height && planned.width == width &&
-                planned.input == input && planned.output == output,
-            "the plan is of an image of another size");
-    return impl_->execute(plan, {}, norms, &image);
-  }
-  const Value &from = plan.values[input], &to = plan.values[output];
-  float* arena = impl_->arena.data();
-  Pool* pool = &impl_->workers();
-  image_load(*impl_->isa, pool, image, 0, from.shape.h, from, arena + from.shape.offset);
-  impl_->execute(plan, {}, norms, nullptr);
-  image_store(*impl_->isa, pool, to, arena + to.shape.offset, 0, height, image);
+std::vector<StepCost> Engine::plan_costs(const Plan& plan) {
+  std::vector<StepCost> costs;
+  for (const StepPlan& step : plan.steps) costs.push_back({step.flops, step.products});
+  return costs;
 }
 
 void Engine::after_fork() const { impl_->after_fork(); }
@@ -446,6 +337,7 @@ std::string Engine::isa() const { return impl_->isa->name; }
 void Engine::release_memory() {
   impl_->after_fork();
   std::lock_guard<std::mutex> lock(impl_->mutex);
+  impl_->kept_plan = impl_->kept_constants = 0;
   impl_->arena.release();
   impl_->pool.reset();
 }

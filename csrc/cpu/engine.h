@@ -41,6 +41,7 @@ constexpr int64_t kAllRows = INT64_MAX;
 struct Value {
   ValueShape shape;
   int64_t image, block, row, pixel;  // strides in elements
+  bool shared = false;               // in a segment's plan: of the whole batch
   // A run in bands keeps some rows only: row y is the (y + first) % rows-th one in memory.
   int64_t rows = kAllRows, first = 0;
 
@@ -83,11 +84,12 @@ struct StepPlan {
   int64_t domain_rows = 0, domain_columns = 0, tile_rows = 1, tile_columns = 1;
   int64_t tiles_y = 1, tiles_x = 1, chunks = 1;  // chunks: parts of the output channels
   int64_t panel_floats = 0, stats_floats = 0;
-  int64_t first_y = 0, first_x = 0;  // window position 0 in input coordinates
-  int64_t part_rows = 1;             // domain rows whose statistics are summed together
-  int64_t units = 1;                 // see Flow
-  double flops = 0;                  // of the convolution as it was given
-  double products = 0;               // multiply-adds that are done
+  int64_t batch = 1, image_floats = 0;  // images in a tile, the panel's floats of each
+  int64_t first_y = 0, first_x = 0;     // window position 0 in input coordinates
+  int64_t part_rows = 1;                // domain rows whose statistics are summed together
+  int64_t units = 1;                    // see Flow
+  double flops = 0;                     // of the convolution as it was given
+  double products = 0;                  // multiply-adds that are done
 };
 
 struct Slot {
@@ -95,10 +97,20 @@ struct Slot {
   std::vector<float> scale, shift;  // padded; empty when computed at run time
 };
 
+struct Plan;
 class Bands;
+
+// Steps that a thread runs for one image after the other, so that what passes from one to the next
+// stays in its cache.
+struct Segment {
+  int first = 0, last = 0;
+  std::shared_ptr<const Plan> plan;  // of one image
+  int64_t value_floats = 0;          // of a thread
+};
 
 struct Plan {
   const void* owner = nullptr;
+  uint64_t number = 0;                 // of all plans of the process
   std::shared_ptr<const Bands> bands;  // null: step by step
   std::vector<Value> values;
   std::vector<StepPlan> steps;
@@ -108,6 +120,9 @@ struct Plan {
   int64_t slot_floats = 0, value_floats = 0, panel_floats = 0, stats_floats = 0, total_floats = 0;
   int externals = 0;
   std::vector<int64_t> external_floats;
+  std::vector<Segment> segments;
+  bool keeping = true;                    // the constant steps can be left out
+  int64_t images = 0, thread_floats = 0;  // thread_floats: what segments need in each thread
 };
 
 // A photo on its way through a run in bands.
@@ -130,28 +145,33 @@ struct Context {
   float* stats;
   float* slots;
   const std::vector<float*>* externals;
+  float* shared;  // the arena of the whole batch, and the image of it that a segment is at
+  int64_t image;
   int64_t first_unit, last_unit;  // what is to be run; the units before them were
   bool statistics;                // whether those of the step's norm are wanted
   bool storing;                   // whether the step's other output (Source::store) is
-  const ImageCall* image;         // of runs in bands
+  const ImageCall* photo;         // of runs in bands
 
   bool complete() const { return last_unit == step->units; }
   const Value& value(int index) const { return plan->values[index]; }
   // Where the value's elements start, whatever their type.
   float* data(int index) const {
-    const int64_t offset = plan->values[index].shape.offset;
-    return offset >= 0 ? arena + offset : (*externals)[-1 - offset];
+    const Value& v = plan->values[index];
+    const int64_t offset = v.shape.offset;
+    float* const from =
+        offset < 0 ? (*externals)[-1 - offset] : (v.shared ? shared : arena) + offset;
+    if (!v.shared) return from;
+    return reinterpret_cast<float*>(reinterpret_cast<char*>(from) +
+                                    image * v.image * element_bytes(v.shape.dtype));
   }
   // [image][scale: padded channels][shift: padded channels]
-  float* scale(int slot, int64_t image) const {
-    return slots + plan->slot_offset[slot] + image * 2 * plan->slot_padded[slot];
+  float* scale(int slot, int64_t n) const {
+    return slots + plan->slot_offset[slot] + (image + n) * 2 * plan->slot_padded[slot];
   }
-  float* shift(int slot, int64_t image) const {
-    return scale(slot, image) + plan->slot_padded[slot];
-  }
+  float* shift(int slot, int64_t n) const { return scale(slot, n) + plan->slot_padded[slot]; }
   // What they were made of lies behind all slots, in the same order.
-  float* mean(int slot, int64_t image) const { return scale(slot, image) + plan->slot_floats; }
-  float* variance(int slot, int64_t image) const { return shift(slot, image) + plan->slot_floats; }
+  float* mean(int slot, int64_t n) const { return scale(slot, n) + plan->slot_floats; }
+  float* variance(int slot, int64_t n) const { return shift(slot, n) + plan->slot_floats; }
   float* panel(int thread) const { return panels + thread * plan->panel_floats; }
 };
 
@@ -177,7 +197,8 @@ std::unique_ptr<Step> make_copy(const std::string& label, const Source& source, 
 std::unique_ptr<Step> make_stats(const std::string& label, int value, NormSpec norm);
 std::unique_ptr<Step> make_given(const std::string& label, int mean, int var, NormSpec norm);
 std::unique_ptr<Step> make_pool(const std::string& label, int value, int out, const PoolSpec& spec);
-std::unique_ptr<Step> make_concat(const std::string& label, std::vector<int> values, int out);
+std::unique_ptr<Step> make_concat(const std::string& label, std::vector<int> values,
+                                  std::vector<int> first, int out);
 std::unique_ptr<Step> make_broadcast(const std::string& label, int value, int out);
 std::unique_ptr<Step> make_reshape(const std::string& label, int value, int out);
 

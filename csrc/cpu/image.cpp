@@ -32,7 +32,7 @@ class ImageLoad final : public Step {
     for (int64_t y = 1; y <= step.units; ++y) out->writes[0].ready.push_back(y);
   }
   void run(const Context& c) const override {
-    image_load(*c.isa, c.pool, *c.image, c.first_unit, c.last_unit, c.value(value_),
+    image_load(*c.isa, c.pool, *c.photo, c.first_unit, c.last_unit, c.value(value_),
                c.data(value_));
   }
 
@@ -54,7 +54,7 @@ class ImageStore final : public Step {
   }
   void run(const Context& c) const override {
     image_store(*c.isa, c.pool, c.value(value_), c.data(value_), c.first_unit, c.last_unit,
-                *c.image);
+                *c.photo);
   }
 
  private:

@@ -28,8 +28,9 @@ bool runs_here(const std::string& name) {
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
   // Not every compiler knows it as a name: leaf 7, subleaf 1, eax bit 5.
   unsigned a = 0, b = 0, c = 0, d = 0;
-  if (name == "avx512_bf16")
-    return runs_here("avx512") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+  if (name == "avx512_bf16")  // every such processor has VNNI too
+    return runs_here("avx512_vnni") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+  if (name == "avx512_vnni") return runs_here("avx512") && __builtin_cpu_supports("avx512vnni");
 #endif
   return false;
 }
@@ -37,6 +38,7 @@ bool runs_here(const std::string& name) {
 const Kernels* table(const std::string& name) {
 #ifdef FASTGEN_X86
   if (name == "avx512_bf16") return kernels_avx512_bf16();
+  if (name == "avx512_vnni") return kernels_avx512_vnni();
   if (name == "avx512") return kernels_avx512();
   if (name == "avx2") return kernels_avx2();
 #endif
@@ -47,7 +49,7 @@ const Kernels* table(const std::string& name) {
 const std::vector<std::string>& available() {
   static const std::vector<std::string> names = [] {
     std::vector<std::string> list;
-    for (const char* name : {"avx512_bf16", "avx512", "avx2", "scalar"})
+    for (const char* name : {"avx512_bf16", "avx512_vnni", "avx512", "avx2", "scalar"})
       if (runs_here(name) && table(name)) list.push_back(name);
     return list;
   }();

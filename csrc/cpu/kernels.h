@@ -57,22 +57,31 @@ struct PackArgs {
   const int32_t* store_y;
   int64_t store_block, store_row;
   int store_y0, store_y1, store_x0, store_x1;
+  // pack_int8: dst are bytes, y*quant + zero rounded and held to 0..255, per channel (padded to
+  // whole blocks). kPanel4 is [row][x][channels], kPanelPlanar [4 channels][row][x][4].
+  const float *quant, *zero;
+  int64_t dst_pixel;  // of kPanel16: 16 or, with dst_block 16, all channels
+  float* line;        // room for a row of floats: [cols][16]
 };
 
 // One register tile: `pixels` neighbouring outputs of one row times up to two channel blocks. Panel
 // and weights are float32; those of micro_bf16 bfloat16, the weights in pairs of inputs:
 // [block of inputs][ky][kx][pair][nb*16][2]. An odd last input is paired with the one before it,
-// whose weight is zero there; only a single one with what follows it.
+// whose weight is zero there; only a single one with what follows it. Those of micro_int8 are
+// bytes, the weights in fours of inputs, [block of inputs][ky][kx][four][nb*16][4], with zeros
+// behind the last input; the result is sum*scale + bias.
 struct MicroArgs {
   const void* panel;    // first pixel, first tap
   const void* weights;  // [block of inputs][ky][kx][input][nb*16]
   const float* bias;    // nb*16
+  const float* scale;   // nb*16, of micro_int8
   float* out;           // [pixel][nb*16]
   int64_t panel_block, panel_row;
   int blocks, last;  // input blocks; channels in the last one
   int kh, kw;
   int channels;  // of a tap: 16; of few channels all taps of a row lie side by side and are one
   int pixel;     // panel elements between neighbouring outputs: channels*stride
+  int ahead;     // bring what the next tile reads, which comes right behind, into the cache
 };
 
 // Writes a tile of outputs: y = act(tile + residual), with statistics of y before it is rounded.
@@ -116,6 +125,17 @@ struct WinogradInput {
   int blocks, tiles_y, tiles_x, m_y, m_x, n_y;
   int bf16;   // of out, else float
   void* out;  // [n_y*6][block][tile][16]
+  int64_t out_element;
+};
+
+// F(2x2,3x3) of bytes, see winograd_int8.inl.
+struct Winograd2Input {
+  const uint8_t* panel;  // window, [row][x][channels]
+  int64_t panel_row;
+  int channels, tiles_y, tiles_x;  // channels: a multiple of 16, at least 32
+  const int16_t* scale;            // of each point, times 2^15
+  const int16_t* centre;           // per channel, subtracted at point (1, 1)
+  uint8_t* out;                    // [16][tile][channels]
   int64_t out_element;
 };
 
@@ -167,6 +187,20 @@ struct SmallArgs {
   float slope;
 };
 
+// The same from bytes: y = act(sum*scale + bias).
+struct SmallInt8Args {
+  const uint8_t* panel;    // [4 channels][row][x][4], first pixel, first tap
+  const int32_t* weights;  // [4 channels][ky][kx][outputs] of four signed bytes
+  const float *scale, *bias;
+  int64_t panel_block, panel_row;
+  int blocks, outputs, kh, kw;
+  int pixels;
+  float* out;  // planar
+  int64_t out_channel;
+  int act;
+  float slope;
+};
+
 // One row of an image batch to planar model input, or planar model output to an image row.
 struct ImageRowArgs {
   const void* photo;  // one image row, [width][3]
@@ -181,7 +215,10 @@ struct ImageRowArgs {
 };
 
 // gram_matrix works on panels: [channel, padded with zeros to a multiple of 4][kGramPositions].
+// Blocked ones, for channels that are neighbours: [channel / 16][position][16], or pairs of
+// positions; from block to block kGramBlock.
 constexpr int kGramPositions = 512;
+constexpr int64_t kGramBlock = (kGramPositions + 1) * kBlock;
 constexpr int kGramFill = 32;  // positions are filled up with zeros to a multiple of this
 constexpr int kGramTile = 4;   // channels on each side of a tile of the result
 
@@ -193,6 +230,7 @@ struct GramPackArgs {
   int64_t channel, position;  // strides in elements
   int64_t channels;
   int count;
+  int blocked;  // the panel; channel is 1
   float* panel;
 };
 
@@ -200,8 +238,9 @@ struct GramPackArgs {
 // of the lower triangle in rows. Rows [first, last) of tiles.
 struct GramTileArgs {
   const float* panel;
-  int dtype;  // what the panel was loaded from
-  int count;  // positions, a multiple of kGramFill
+  int dtype;    // what the panel was loaded from
+  int blocked;  // the panel; `first` is a multiple of 4 then
+  int count;    // positions, if not blocked a multiple of kGramFill
   int64_t first, last;
   double* sums;
   // What the next panel will load, brought into a cache meanwhile: rows of whole lines.
@@ -254,12 +293,18 @@ struct Kernels {
   void (*gram_tiles)(const GramTileArgs&);
   void (*move)(const MoveArgs&);
   void (*join)(const JoinArgs&);
+  void (*pack_int8)(const PackArgs&);
+  void (*micro_int8)(const MicroArgs&, int pixels, int nb);
+  void (*small_int8)(const SmallInt8Args&);
+  void (*winograd2_input)(const Winograd2Input&);
+  void (*winograd2_output)(const WinogradOutput&);
 };
 
 const Kernels* kernels_scalar();
 #ifdef FASTGEN_X86
 const Kernels* kernels_avx2();
 const Kernels* kernels_avx512();
+const Kernels* kernels_avx512_vnni();
 const Kernels* kernels_avx512_bf16();
 #endif
 

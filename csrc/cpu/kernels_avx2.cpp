@@ -14,6 +14,8 @@
 #define FASTGEN_SMALL3 3  // vectors of pixels x 3 outputs in the small kernel
 #define FASTGEN_SMALL4 2
 #define FASTGEN_GRAM_COLS 2  // 4x2 vectors of sums
+#define FASTGEN_GRAM_ROWS 4  // times vectors of sums, for channels_last
+#define FASTGEN_GRAM_VECTORS 3
 
 namespace fastgen {
 namespace {
@@ -22,10 +24,13 @@ namespace {
 #include "image.inl"
 #include "micro.inl"
 #include "micro_bf16.inl"
+#include "micro_int8.inl"
 #include "move.inl"
 #include "pack.inl"
+#include "pack_int8.inl"
 #include "small.inl"
 #include "winograd.inl"
+#include "winograd_int8.inl"
 }  // namespace
 
 const Kernels* kernels_avx2() {
@@ -52,7 +57,12 @@ const Kernels* kernels_avx2() {
                                     gram_pack,
                                     gram_tiles,
                                     move,
-                                    join};
+                                    join,
+                                    pack_int8,
+                                    micro_int8,
+                                    small_int8,
+                                    winograd2_input,
+                                    winograd2_output};
   return &table;
 }
 

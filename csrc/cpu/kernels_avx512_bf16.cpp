@@ -14,6 +14,8 @@
 #define FASTGEN_SMALL3 8
 #define FASTGEN_SMALL4 6
 #define FASTGEN_GRAM_COLS 4
+#define FASTGEN_GRAM_ROWS 8  // times vectors of sums, for channels_last
+#define FASTGEN_GRAM_VECTORS 3
 
 namespace fastgen {
 namespace {
@@ -43,7 +45,7 @@ double peak(int64_t rounds) {
 
 const Kernels* kernels_avx512_bf16() {
   static const Kernels table = [] {
-    Kernels k = *kernels_avx512();
+    Kernels k = *kernels_avx512_vnni();
     k.name = "avx512_bf16";
     k.micro_bf16 = micro_bf16;
     k.pack = pack;

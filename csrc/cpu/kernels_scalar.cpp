@@ -14,9 +14,13 @@
 #if defined(__aarch64__)
 #define FASTGEN_PIXELS1 6  // 32 vector registers
 #define FASTGEN_GRAM_COLS 4
+#define FASTGEN_GRAM_ROWS 4  // times vectors of sums, for channels_last
+#define FASTGEN_GRAM_VECTORS 2
 #else
 #define FASTGEN_PIXELS1 2
 #define FASTGEN_GRAM_COLS 2  // 4x2 vectors of sums
+#define FASTGEN_GRAM_ROWS 4  // times vectors of sums, for channels_last
+#define FASTGEN_GRAM_VECTORS 2
 #endif
 #define FASTGEN_PIXELS2 0
 #define FASTGEN_SMALL3 3  // vectors of pixels x 3 outputs in the small kernel
@@ -29,10 +33,13 @@ namespace {
 #include "image.inl"
 #include "micro.inl"
 #include "micro_bf16.inl"
+#include "micro_int8.inl"
 #include "move.inl"
 #include "pack.inl"
+#include "pack_int8.inl"
 #include "small.inl"
 #include "winograd.inl"
+#include "winograd_int8.inl"
 }  // namespace
 
 const Kernels* kernels_scalar() {
@@ -59,7 +66,12 @@ const Kernels* kernels_scalar() {
                                     gram_pack,
                                     gram_tiles,
                                     move,
-                                    join};
+                                    join,
+                                    pack_int8,
+                                    micro_int8,
+                                    small_int8,
+                                    winograd2_input,
+                                    winograd2_output};
   return &table;
 }
 

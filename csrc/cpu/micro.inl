@@ -1,4 +1,5 @@
 // Register-tiled direct convolution. Included inside an instruction set's anonymous namespace.
+#include "pixels.inl"
 #include "vec.inl"
 
 // P pixels x NB channel blocks stay in registers over all inputs and taps; every input value is
@@ -11,7 +12,7 @@ void micro_tile(const MicroArgs& a) {
   for (int p = 0; p < P; ++p)
 #pragma GCC unroll 8
     for (int j = 0; j < J; ++j) acc[p][j] = load(a.bias + j * VL);
-  const int ps = PS ? PS : a.pixel;
+  const Pixels<float> pixels(a.pixel);
   const float* w = static_cast<const float*>(a.weights);
   for (int b = 0; b < a.blocks; ++b) {
     const int count = b + 1 == a.blocks ? a.last : a.channels;
@@ -19,13 +20,21 @@ void micro_tile(const MicroArgs& a) {
       const float* row = static_cast<const float*>(a.panel) + b * a.panel_block + ky * a.panel_row;
       for (int kx = 0; kx < a.kw; ++kx, row += a.channels) {
         const float* x = row;
+        if (a.ahead) {
+#pragma GCC unroll 32
+          for (int p = 0; p < P; ++p)
+            __builtin_prefetch(PS ? x + (P + p) * PS : pixels.at(x, P + p));
+        }
         for (const float* end = row + count; x != end; ++x, w += NB * kBlock) {
+          // Opaque: the compiler would keep values for later inputs, where pixels overlap, and
+          // spill registers.
+          __asm__("" : "+r"(x));
           vf weight[J];
 #pragma GCC unroll 8
           for (int j = 0; j < J; ++j) weight[j] = load(w + j * VL);
 #pragma GCC unroll 32
           for (int p = 0; p < P; ++p) {
-            const vf value = splat(x[p * ps]);
+            const vf value = splat(PS ? x[p * PS] : *pixels.at(x, p));
 #pragma GCC unroll 8
             for (int j = 0; j < J; ++j) acc[p][j] += value * weight[j];
           }

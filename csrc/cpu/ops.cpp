@@ -8,11 +8,19 @@
 namespace fastgen {
 namespace {
 
+constexpr int64_t kRowFloats = 16 * 1024;  // of the rows that one unit joins
+
 const ValueShape& shape_of(const Plan& plan, int value, const std::string& label) {
   require(value >= 0 && value < static_cast<int>(plan.values.size()), label + ": unknown value");
   const ValueShape& shape = plan.values[value].shape;
   require(shape.dtype == kFloat32, label + ": values must be float32");
   return shape;
+}
+
+// Block `plane` of all images' blocks.
+float* at(float* data, const Value& v, int64_t plane) {
+  const int64_t blocks = blocks_of(v.shape.c);
+  return data + plane / blocks * v.image + plane % blocks * v.block;
 }
 
 // A value of `height` rows whose units write `step` rows each.
@@ -141,8 +149,8 @@ class Stats final : public Step {
       const int64_t plane = item / (units * p.tiles_x);
       const int64_t part = c.first_unit * p.tiles_x + item % (units * p.tiles_x);
       const int64_t row = v.place(part / p.tiles_x * p.tile_rows);
-      const float* from = c.data(value_) + plane * v.block + row * v.row +
-                          part % p.tiles_x * p.tile_columns * kBlock;
+      const float* from =
+          at(c.data(value_), v, plane) + row * v.row + part % p.tiles_x * p.tile_columns * kBlock;
       c.isa->moments(from, count(part), c.stats + (plane * parts + part) * 3 * kBlock);
     });
     if (!c.complete()) return;
@@ -254,8 +262,8 @@ class Pooling final : public Step {
     c.pool->run(planes * units, [&](int64_t item, int) {
       const int64_t plane = item / units, y = c.first_unit + item % units;
       for (int64_t x = 0; x < out.shape.w; ++x)
-        window(c.data(value_) + plane * in.block, in, y, x,
-               c.data(out_) + plane * out.block + out.place(y) * out.row + x * kBlock);
+        window(at(c.data(value_), in, plane), in, y, x,
+               at(c.data(out_), out, plane) + out.place(y) * out.row + x * kBlock);
     });
   }
 
@@ -290,13 +298,13 @@ class Pooling final : public Step {
       double* total = reinterpret_cast<double*>(c.stats) + plane * kBlock;
       if (c.first_unit == 0) std::fill_n(total, kBlock, 0.0);
       for (int64_t y = c.first_unit; y < c.last_unit; ++y) {
-        const float* from = c.data(value_) + plane * in.block + in.place(y) * in.row;
+        const float* from = at(c.data(value_), in, plane) + in.place(y) * in.row;
         for (int64_t x = 0; x < in.shape.w; ++x)
           for (int i = 0; i < kBlock; ++i) total[i] += from[x * kBlock + i];
       }
       if (!c.complete()) return;
       for (int i = 0; i < kBlock; ++i)
-        c.data(out_)[plane * out.block + i] =
+        at(c.data(out_), out, plane)[i] =
             static_cast<float>(total[i] / static_cast<double>(pixels));
     });
   }
@@ -307,58 +315,69 @@ class Pooling final : public Step {
 
 class Concat final : public Step {
  public:
-  Concat(const std::string& label, std::vector<int> values, int out)
-      : Step(label), values_(std::move(values)), out_(out) {}
+  Concat(const std::string& label, std::vector<int> values, std::vector<int> first, int out)
+      : Step(label), values_(std::move(values)), first_(std::move(first)), out_(out) {
+    require(values_.size() == first_.size(), label + ": operands without a place");
+  }
 
   void plan(const Plan& plan, const std::vector<Slot>&, const Kernels&, int,
             StepPlan* step) const override {
     const ValueShape& out = shape_of(plan, out_, label);
-    step->units = out.h;
-    int64_t channels = 0;
-    for (int value : values_) {
-      const ValueShape& v = shape_of(plan, value, label);
+    step->tile_rows = std::clamp<int64_t>(kRowFloats / (out.w * kBlock), 1, out.h);
+    step->units = ceil_div(out.h, step->tile_rows);
+    for (size_t i = 0; i < values_.size(); ++i) {
+      const ValueShape& v = shape_of(plan, values_[i], label);
       require(!v.planar && v.n == out.n && v.h == out.h && v.w == out.w,
               label + ": operands have different shapes");
-      channels += v.c;
+      require(!out.planar && first_[i] >= 0 && first_[i] + v.c <= out.c,
+              label + ": output has the wrong shape");
     }
-    require(!out.planar && channels == out.c, label + ": output has the wrong shape");
   }
 
   void flow(const Plan& plan, const StepPlan& p, Flow* out) const override {
-    for (int value : values_) out->reads.push_back(rows_read(plan, value, p.units, 1, 1));
-    out->writes.push_back(rows_ready(out_, p.units, 1, p.units));
+    const int64_t rows = p.tile_rows;
+    for (int value : values_) out->reads.push_back(rows_read(plan, value, p.units, rows, rows));
+    out->writes.push_back(rows_ready(out_, p.units, rows, plan.values[out_].shape.h));
   }
 
   void run(const Context& c) const override {
     const Value& out = c.value(out_);
-    const int64_t units = c.last_unit - c.first_unit;
+    const int64_t units = c.last_unit - c.first_unit, height = c.step->tile_rows;
     c.pool->run(out.shape.n * units, [&](int64_t item, int) {
-      const int64_t n = item / units, y = c.first_unit + item % units;
-      int64_t first = 0;
-      for (int value : values_) {
-        const Value& v = c.value(value);
-        const float* from = c.data(value) + n * v.image + v.place(y) * v.row;
-        float* to = c.data(out_) + n * out.image + out.place(y) * out.row;
-        for (int64_t channel = 0; channel < v.shape.c;) {
-          const int64_t at = first + channel, run = run_length(channel, at, v.shape.c);
-          const float* source = from + channel / kBlock * v.block + channel % kBlock;
-          float* target = to + at / kBlock * out.block + at % kBlock;
-          for (int64_t x = 0; x < out.shape.w; ++x)
-            std::copy_n(source + x * kBlock, run, target + x * kBlock);
-          channel += run;
-        }
-        first += v.shape.c;
-      }
+      const int64_t first = (c.first_unit + item % units) * height;
+      const int64_t last = std::min(first + height, out.shape.h);
+      for (int64_t y = first; y < last; ++y) row(c, item / units, y);
     });
   }
 
  private:
+  void row(const Context& c, int64_t n, int64_t y) const {
+    const Value& out = c.value(out_);
+    for (size_t i = 0; i < values_.size(); ++i) {
+      const Value& v = c.value(values_[i]);
+      for (int64_t channel = 0; channel < v.shape.c;) {
+        const int64_t at = first_[i] + channel, run = run_length(channel, at, v.shape.c);
+        const float* from = c.data(values_[i]) + n * v.image + channel / kBlock * v.block +
+                            v.place(y) * v.row + channel % kBlock;
+        float* to = c.data(out_) + n * out.image + at / kBlock * out.block +
+                    out.place(y) * out.row + at % kBlock;
+        if (run == kBlock) {
+          std::copy_n(from, out.shape.w * kBlock, to);
+        } else {
+          for (int64_t x = 0; x < out.shape.w * kBlock; x += kBlock)
+            for (int64_t l = 0; l < run; ++l) to[x + l] = from[x + l];
+        }
+        channel += run;
+      }
+    }
+  }
+
   // Channels that stay within one block on both sides.
   static int64_t run_length(int64_t from, int64_t to, int64_t end) {
     return std::min({kBlock - from % kBlock, kBlock - to % kBlock, end - from});
   }
 
-  std::vector<int> values_;
+  std::vector<int> values_, first_;
   int out_;
 };
 
@@ -386,8 +405,8 @@ class Broadcast final : public Step {
     const int64_t units = c.last_unit - c.first_unit;
     c.pool->run(planes * units, [&](int64_t item, int) {
       const int64_t plane = item / units, y = c.first_unit + item % units;
-      const float* from = c.data(value_) + plane * kBlock;
-      float* to = c.data(out_) + plane * out.block + out.place(y) * out.row;
+      const float* from = at(c.data(value_), c.value(value_), plane);
+      float* to = at(c.data(out_), out, plane) + out.place(y) * out.row;
       for (int64_t x = 0; x < out.shape.w; ++x) std::copy_n(from, kBlock, to + x * kBlock);
     });
   }
@@ -421,7 +440,7 @@ class Reshape final : public Step {
     const int64_t plane_in = in.shape.h * in.shape.w, plane_out = out.shape.h * out.shape.w;
     c.pool->run(out.shape.n * blocks_of(out.shape.c), [&](int64_t item, int) {
       const int64_t n = item / blocks_of(out.shape.c), b = item % blocks_of(out.shape.c);
-      float* to = c.data(out_) + item * out.block;
+      float* to = at(c.data(out_), out, item);
       for (int64_t p = 0; p < plane_out; ++p)
         for (int64_t i = 0; i < kBlock; ++i) {
           const int64_t channel = b * kBlock + i;
@@ -455,8 +474,9 @@ std::unique_ptr<Step> make_pool(const std::string& label, int value, int out,
                                 const PoolSpec& spec) {
   return std::make_unique<Pooling>(label, value, out, spec);
 }
-std::unique_ptr<Step> make_concat(const std::string& label, std::vector<int> values, int out) {
-  return std::make_unique<Concat>(label, std::move(values), out);
+std::unique_ptr<Step> make_concat(const std::string& label, std::vector<int> values,
+                                  std::vector<int> first, int out) {
+  return std::make_unique<Concat>(label, std::move(values), std::move(first), out);
 }
 std::unique_ptr<Step> make_broadcast(const std::string& label, int value, int out) {
   return std::make_unique<Broadcast>(label, value, out);

@@ -8,7 +8,8 @@ namespace {
 constexpr int kColumns = 6;  // points in each row of a transformed tile
 constexpr int64_t kTransformed = 560 * 1024, kMostTiles = 32;
 constexpr int64_t kMostDown = kMostTiles * 36 / 24 * 2;  // tiles in a column, at most
-constexpr int kLeast = 16;  // inputs and outputs with which the transforms are worth their time
+// Inputs, and half as many outputs, with which the transforms are worth their time.
+constexpr int kLeast = 16;
 
 // Row i of G has the powers of point i over the product of its distances to the others; the last
 // point is infinity. The points are those of winograd.inl.
@@ -51,9 +52,11 @@ void transform_kernels(const Transform& down, const Transform& across, int r, in
 // A stride of 2 is a stride of 1 over the four parities of the input, with a kernel of half the
 // size for each: four times the inputs.
 void Conv::winograd_size() {
+  if (fits_winograd_int8()) winograd_ = winograd_rows_ = 2;
+  if (int8_) return;
   const int r = static_cast<int>(ceil_div(spec_.phases[0].kh, spec_.stride));
-  if (spec_.stride > 2 || r < 2 || r > 5 || spec_.small || spec_.flat || spec_.inputs < kLeast ||
-      spec_.outputs < kLeast)
+  if (spec_.direct || spec_.stride > 2 || r < 2 || r > 5 || spec_.small || spec_.flat ||
+      spec_.inputs < kLeast || spec_.outputs < kLeast / 2)
     return;
   if (spec_.stride == 2 &&
       (spec_.inputs % kBlock != 0 || spec_.source.store >= 0 || spec_.out_stride != 1))
@@ -258,9 +261,8 @@ void Conv::winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack)
           f.stats = t.stats + (y * c.step->tiles_x * blocks_of(spec_.outputs) + block) * 3 * kBlock;
         for (int i = 0; i < size && y * size + i < height; ++i) {
           f.tile = rows + int64_t{i} * tx * winograd_ * lanes;
-          finish_place(c, t, block, (t.row + y * size + i) * spec_.out_stride + phase.ry,
-                       t.column * spec_.out_stride + phase.rx, &f);
-          isa_->finish(f);
+          finish_at(c, t, block, (t.row + y * size + i) * spec_.out_stride + phase.ry,
+                    t.column * spec_.out_stride + phase.rx, &f);
           f.before += f.pixels;
         }
       }

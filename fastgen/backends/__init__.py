@@ -2,13 +2,17 @@
 
 A backend is a module with ``why_not() -> str | None`` (None: it can run here), ``PRECISIONS``,
 ``precision_why_not(precision) -> str | None``, ``auto_precision() -> (precision, why)`` and
-``compile(graph, weights, precision, threads) -> Runner``. A runner has
+``compile(graph, weights, precision, threads, ranges) -> Runner``; ``precision_note(precision) ->
+str | None`` if something is to be known of a precision that can run. A runner has
 ``run(inputs, io=None, out=None)``, ``precision``, ``threads``, ``backend`` and ``close()``; that of
-the cpu backend also takes ``norm_stats``, ``band_rows`` and ``recompute``.
+the cpu backend also takes ``norm_stats``, ``band_rows`` and ``recompute``. The runners of a module
+with ``SLOW_START`` need minutes before the first frame; ``auto`` serves with the next backend
+meanwhile.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
@@ -23,6 +27,7 @@ __all__ = [
     "ImageIO",
     "check_image_batch",
     "choose",
+    "compile_graph",
     "get",
     "names",
     "padded_size",
@@ -31,7 +36,7 @@ __all__ = [
 ]
 
 # Fastest first: `auto` takes the first one that can run here.
-_BACKENDS = ("cpu", "torch")
+_BACKENDS = ("tensorrt", "cpu", "torch")
 
 
 @dataclass(frozen=True)
@@ -92,26 +97,74 @@ def why_not(name: str) -> str | None:
     return None
 
 
-def choose(name: str = "auto") -> tuple[str, str]:
+def choose(
+    name: str = "auto", precision: str = "auto", skip: Collection[str] = ()
+) -> tuple[str, str]:
     """Resolves ``"auto"``.
+
+    Args:
+        name: a backend, or ``"auto"``.
+        precision: ``auto`` takes only backends that have it.
+        skip: backends that ``auto`` does not take.
 
     Returns:
         The backend's name and one sentence that says why.
 
     Raises:
         BackendUnavailable: the named one, or none at all, can run here.
+        ValueError: unknown name; a precision that none has of those that can run here.
     """
     if name != "auto":
         get(name)
         return name, "it was named"
     reasons: list[str] = []
+    runnable: list[str] = []
     for candidate in _BACKENDS:
+        if candidate in skip:
+            continue
         reason = why_not(candidate)
         if reason is None:
-            passed = f" ({'; '.join(reasons)})" if reasons else ""
-            return candidate, f"the fastest that can run here{passed}"
+            runnable.append(candidate)
+            if precision == "auto" or precision in get(candidate).PRECISIONS:
+                passed = f" ({'; '.join(reasons)})" if reasons else ""
+                return candidate, f"the fastest that can run here{passed}"
+            reason = f"backend {candidate!r} has no precision {precision!r}"
         reasons.append(reason)
+    for candidate in runnable:
+        get(candidate).precision_why_not(precision)  # says which there are
     raise BackendUnavailable(f"no backend can run here: {'; '.join(reasons)}")
+
+
+def compile_graph(
+    name: str,
+    graph: Graph,
+    weights: Mapping[str, np.ndarray],
+    precision: str = "auto",
+    threads: int | None = None,
+    ranges: Mapping[str, Sequence[float]] | None = None,
+) -> tuple[Any, str]:
+    """Compiles a graph for a backend, or for ``"auto"``.
+
+    Returns:
+        The runner, and one sentence that says why this backend.
+
+    Raises:
+        ValueError: unknown backend or precision.
+        BackendUnavailable: it cannot run here.
+    """
+    chosen, why = choose(name, precision)
+    module = get(chosen)
+    runner = module.compile(graph, weights, precision, threads, ranges)
+    if name == "auto" and getattr(module, "SLOW_START", False):
+        from fastgen.backends._switching import SwitchingRunner
+
+        try:
+            other, _ = choose("auto", precision, skip=(chosen,))
+        except (BackendUnavailable, ValueError):
+            return runner, why
+        slow = get(other).compile(graph, weights, precision, threads, ranges)
+        return SwitchingRunner(runner, slow, why), why
+    return runner, why
 
 
 def padded_size(graph: Graph, height: int, width: int) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from fastgen.backends._joins import FEW, Joins, constant_first, constants, fixed_shapes
 from fastgen.backends._steps import (
     ConvStep,
     CopyStep,
@@ -38,13 +39,13 @@ from fastgen.graph import Graph, Node
 
 __all__ = ["ACTIVATIONS", "check_weights", "lower"]
 
-FEW = 4  # most outputs of the kernel whose vector lanes run over pixels
-
 ACTIVATIONS = {"none": 0, "relu": 1, "leaky_relu": 2, "tanh": 3, "sigmoid": 4}
 _COMBINE = {"add": 1, "mul": 2}
 _UPSAMPLE, _CROP, _PAD_ZEROS, _PAD_REFLECT = range(4)
 _ZEROS, _REFLECT = range(2)
 _POOLS = {"max": 0, "avg": 1, "global_avg": 2}
+
+_TINY = 64  # pixels of a map that are too few for Winograd: its weights are read for four tiles
 
 Array = np.ndarray
 
@@ -84,13 +85,13 @@ def lower(graph: Graph, weights: Mapping[str, Any]) -> Lowered:
     return _Lowering(graph, check_weights(graph, weights)).run()
 
 
-class _Lowering:
+class _Lowering(Joins):
     def __init__(self, graph: Graph, weights: dict[str, Array]) -> None:
+        super().__init__()
         self.graph = graph
         self.weights = weights
-        self.channels = {
-            name: shape[1] for name, shape in graph.infer_shapes(graph.smallest_shapes()).items()
-        }
+        self.smallest = graph.infer_shapes(graph.smallest_shapes())
+        self.channels = {name: shape[1] for name, shape in self.smallest.items()}
         needed = set(graph.outputs.values())
         for node in reversed(graph.nodes):
             if node.name in needed:
@@ -103,6 +104,8 @@ class _Lowering:
         self.result = Lowered([], [], [], {}, {})
         self.state: dict[str, Source] = {}
         self.writer: dict[int, ConvStep] = {}  # convolution that wrote a value
+        self.fixed = fixed_shapes(graph)
+        self.constant = constants(graph)
 
     def run(self) -> Lowered:
         for item in self.graph.inputs:
@@ -121,13 +124,26 @@ class _Lowering:
                 self.emit(CopyStep(f"{name} out", index, source))
             bound.add(index)
             self.result.outputs[out] = index
+        named = [self.result.inputs[i.name] for i in self.graph.inputs if i.constant]
+        constant_first(self.result, named)
         return self.result
 
     # ------------------------------------------------------------------ helpers
 
-    def value(self, name: str, planar: bool = False) -> int:
+    def value(
+        self,
+        name: str,
+        planar: bool = False,
+        size: tuple[int, int | None, int | None] | None = None,
+        inside: tuple[int, int] | None = None,
+    ) -> int:
         self.result.values.append((name, planar))
-        return len(self.result.values) - 1
+        index = len(self.result.values) - 1
+        if size is not None:
+            self.result.sizes[index] = size
+        if inside is not None:
+            self.result.inside[index] = inside
+        return index
 
     def slot(self, channels: int, scale: Array | None = None, shift: Array | None = None) -> int:
         self.result.slots.append(Slot(channels, scale, shift))
@@ -147,6 +163,9 @@ class _Lowering:
 
     def plain(self, name: str) -> int:
         """The blocked value in memory; written now if it is not there yet."""
+        if name in self.pending:
+            node = self.pending.pop(name)
+            self.plain_step(node, node.inputs[:1])
         source = self.state[name]
         if not source.trivial or self.is_planar(source):
             index = self.value(name)
@@ -182,11 +201,16 @@ class _Lowering:
         # Every pixel is loaded: the windows overlap or touch, and none is cut off at the end.
         covers = kernel >= step.stride and padding >= step.stride - 1
         storing = dense and not step.small and step.inputs > FEW and covers
-        step.source = self.load(name, storing)
+        if name in self.joined:
+            self.split(node, step)
+        else:
+            step.source = self.load(name, storing)
         self.write_conv(node.name, step)
 
     def load(self, name: str, storing: bool) -> Source:
         """The source of a convolution; leaves the value in memory if others read it too."""
+        if name in self.pending:
+            return Source(self.plain(name))
         source = self.state[name]
         if self.is_planar(source) and self.channels[name] > FEW:
             return Source(self.plain(name))
@@ -213,6 +237,9 @@ class _Lowering:
         return False
 
     def write_conv(self, name: str, step: ConvStep) -> None:
+        if name in self.fixed and len(self.fixed[name]) == 3:
+            _, height, width = self.fixed[name]
+            step.direct = height * width <= _TINY * step.out_stride**2
         step.out = self.value(name, planar=step.small)
         self.writer[step.out] = step
         self.state[name] = Source(step.out)
@@ -237,22 +264,28 @@ class _Lowering:
                 phases.append(Phase(part, dy, dx, ry, rx))
         step = ConvStep(
             node.name,
-            source=self.load(name, storing=False),
             inputs=self.channels[name],
             outputs=a["out_channels"],
             out_stride=stride,
             phases=phases,
             bias=self.parameter(node, "bias"),
         )
+        if name in self.joined:
+            self.split(node, step)
+        else:
+            step.source = self.load(name, storing=False)
         self.write_conv(node.name, step)
 
     def _linear(self, node: Node) -> None:
+        name, weight = node.inputs[0], self.weights[f"{node.name}.weight"]
+        if name in self.flat:
+            weight = np.append(weight, np.zeros_like(weight[:, :1]), 1)[:, self.flat[name]]
         step = ConvStep(
             node.name,
-            source=Source(self.plain(node.inputs[0])),
-            inputs=self.channels[node.inputs[0]],
+            source=Source(self.plain(name)),
+            inputs=weight.shape[1],
             outputs=node.attrs["out_features"],
-            phases=[Phase(self.weights[f"{node.name}.weight"][:, :, None, None], 0, 0)],
+            phases=[Phase(weight[:, :, None, None], 0, 0)],
             bias=self.parameter(node, "bias"),
             flat=True,
         )
@@ -382,12 +415,3 @@ class _Lowering:
         a = node.attrs
         pool = (_POOLS[a["kind"]], a["kernel"], a["stride"], a["padding"])
         self.plain_step(node, node.inputs, pool=pool)
-
-    def _concat(self, node: Node) -> None:
-        self.plain_step(node, node.inputs)
-
-    def _reshape(self, node: Node) -> None:
-        self.plain_step(node, node.inputs)
-
-    def _broadcast(self, node: Node) -> None:
-        self.plain_step(node, node.inputs[:1])

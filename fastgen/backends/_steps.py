@@ -121,15 +121,28 @@ class ConvStep(Step):
     norm: Norm | None = None
     small: bool = False
     flat: bool = False
+    quant: Array | None = None  # int8: inputs are read as round(x*quant + zero), see _quantize
+    zero: Array | None = None
+    mean: Array | None = None  # of what is read, and its spread
+    spread: Array | None = None
+    residual: int = -1  # value added to the output before the activation; see ``parts``
+    # Convolutions of the rest of a concatenated source. Their sum is the residual.
+    parts: list[ConvStep] = field(default_factory=list)
+    direct: bool = False  # the maps are too small for Winograd
+    rows: Array | None = None  # channel of each output (-1: none), where they are not the same
 
     def reads(self) -> list[int]:
-        return self.source.reads()
+        return self.source.reads() + ([self.residual] if self.residual >= 0 else [])
 
     def writes(self) -> list[int]:
         return [self.out] + ([self.source.store] if self.source.store >= 0 else [])
 
     def fold(self, scale: Array, shift: Array) -> None:
         """Folds ``y * scale + shift`` (per channel) into weights and bias."""
+        for part in self.parts:
+            part.fold(scale, np.zeros_like(shift))
+        if self.rows is not None:
+            scale, shift = np.append(scale, 1.0)[self.rows], np.append(shift, 0.0)[self.rows]
         for phase in self.phases:
             phase.weight = phase.weight * scale[:, None, None, None]
         bias = np.zeros(self.outputs) if self.bias is None else self.bias
@@ -175,10 +188,14 @@ class PlainStep(Step):
 
     op: str = ""
     values: list[int] = field(default_factory=list)
+    # concat: the first channel of each operand, and what is in place and must not come later,
+    # as it may write into the rest of its last block.
+    first: list[int] = field(default_factory=list)
+    after: list[int] = field(default_factory=list)
     pool: tuple[int, int, int, int] = (0, 1, 1, 0)  # kind, kernel, stride, padding
 
     def reads(self) -> list[int]:
-        return list(self.values)
+        return [*self.values, *self.after]
 
 
 @dataclass
@@ -186,7 +203,10 @@ class Lowered:
     """The steps of a graph.
 
     ``values[i]`` is the name of the graph value whose shape engine value i has, and whether it is
-    planar (N,C,H,W) rather than blocked (N,C/16,H,W,16).
+    planar (N,C,H,W) rather than blocked (N,C/16,H,W,16). ``sizes[i]`` replaces its channels, and
+    its rows and columns where they are not None. ``inside[i] = (j, channel)``: value i is no memory
+    of its own but that of value j, from this channel (a multiple of 16) on. The first ``constant``
+    steps depend on inputs alone that are declared constant.
     """
 
     values: list[tuple[str, bool]]
@@ -194,3 +214,12 @@ class Lowered:
     steps: list[Step]
     inputs: dict[str, int]
     outputs: dict[str, int]
+    sizes: dict[int, tuple[int, int | None, int | None]] = field(default_factory=dict)
+    inside: dict[int, tuple[int, int]] = field(default_factory=dict)
+    constant: int = 0
+
+    def whole(self, value: int) -> int:
+        """The value whose memory this one is part of."""
+        while value in self.inside:
+            value = self.inside[value][0]
+        return value

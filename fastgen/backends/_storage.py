@@ -25,11 +25,15 @@ def half_values(lowered: Lowered) -> frozenset[int]:
         if isinstance(step, ConvStep) and step.groups == 1 and not step.flat:
             half.update(step.writes())
     half = {index for index in half if not lowered.values[index][1]}
+    # A part of another value is addressed in float32 elements.
+    half -= {part for index in lowered.inside for part in (index, lowered.whole(index))}
     together = []
     for step in lowered.steps:
         if isinstance(step, CopyStep) or (isinstance(step, ConvStep) and not step.flat):
             if step.source.combine:
                 together.append({step.source.value, step.source.residual})
+            if isinstance(step, ConvStep) and step.residual >= 0:
+                together.append({step.out, step.residual})
         else:
             half.difference_update(step.reads())
     changed = True

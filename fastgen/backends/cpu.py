@@ -6,31 +6,44 @@ is the CPUs this process may use (``FASTGEN_NUM_THREADS`` or ``threads=`` say ot
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastgen.backends import ImageIO, _bands, _steps, check_image_batch, padded_size
+from fastgen.backends import ImageIO, _bands, _quantize, _steps, check_image_batch, padded_size
 from fastgen.backends._arrays import check_out, float_array
 from fastgen.backends._bands import BandInfo, Bands
+from fastgen.backends._build import build as _build
+from fastgen.backends._build import for_batch, set_ranges
 from fastgen.backends._lower import lower
+from fastgen.backends._memory import plan_values, segment_steps
 from fastgen.backends._norm_stats import NormStats
 from fastgen.backends._storage import half_values
-from fastgen.errors import BackendUnavailable, GraphError
+from fastgen.errors import BackendUnavailable
 from fastgen.graph import Graph
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["PRECISIONS", "Runner", "auto_precision", "compile", "precision_why_not", "why_not"]
+__all__ = [
+    "PRECISIONS",
+    "Runner",
+    "auto_precision",
+    "compile",
+    "precision_note",
+    "precision_why_not",
+    "why_not",
+]
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "int8")
 _BF16_ISA = "avx512_bf16"  # the instruction set that gains from bfloat16 products
+_INT8_ISAS = ("avx512_vnni", _BF16_ISA)  # those that gain from products of bytes
 _PLANS = 8  # input shapes whose plans are kept
-_FLOAT32, _BFLOAT16 = 0, 2  # csrc/dtype.h
+_numbers = itertools.count(1)  # of contents of constant inputs
 
 
 def _extension() -> ModuleType:
@@ -58,6 +71,19 @@ def precision_why_not(precision: str) -> str | None:
     """
     _check_precision(precision)
     return why_not() or _lacks(precision, str(_extension().Engine(threads=1).isa))
+
+
+def precision_note(precision: str) -> str | None:
+    """What to know before taking a precision that can run here; None when there is nothing.
+
+    Raises:
+        ImportError, ValueError: as :func:`auto_precision`; unknown precision.
+    """
+    _check_precision(precision)
+    isa = str(_extension().Engine(threads=1).isa)
+    if precision != "int8" or isa in _INT8_ISAS:
+        return None
+    return f"precision 'int8' gains nothing over fp32 with {isa}, which has no AVX512_VNNI"
 
 
 def auto_precision() -> tuple[str, str]:
@@ -102,6 +128,9 @@ class Runner:
         precision: ``"fp32"``; ``"bf16"`` rounds the factors of the products to bfloat16 and sums
             in float32, and keeps what convolutions hand to each other as bfloat16. Only
             AVX512_BF16 gains from it.
+            ``"int8"`` takes bytes for the factors of convolutions, and sums in int32.
+        ranges: for int8: (low, high) of graph inputs by their names and of convolutions' inputs by
+            the convolutions' names.
 
     Raises:
         ValueError: threads or instruction set that this machine cannot give.
@@ -117,6 +146,7 @@ class Runner:
         threads: int | None = None,
         isa: str | None = None,
         precision: str = "fp32",
+        ranges: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
             raise ValueError(f"threads is {threads!r}, must be an integer in 1..1024 or None")
@@ -124,13 +154,18 @@ class Runner:
         self.precision = precision
         self._lowered = lower(graph, weights)
         self._engine = _extension().Engine(threads=threads or 0, isa=isa or "")
-        _build(self._engine, self._lowered, precision == "bf16")
+        self._segments = segment_steps(self._lowered)
+        if precision == "int8":
+            set_ranges(self._lowered, _quantize.spans(graph, weights, ranges))
+        _build(self._engine, self._lowered, precision)
         self._half = half_values(self._lowered) if precision == "bf16" else frozenset()
         for step in self._lowered.steps:  # the engine holds its own packed weights
             if isinstance(step, _steps.ConvStep):
                 step.phases = []
         self._plans: OrderedDict[Any, Any] = OrderedDict()
         self._norms = NormStats(self._lowered)
+        # Number of the contents of the constant inputs, and these by batch size.
+        self._constants: tuple[int, dict[int, dict[str, np.ndarray]]] = (0, {})
         self._closed = False
 
     @property
@@ -167,9 +202,10 @@ class Runner:
             given, and those that are done.
         """
         shapes = self.graph.infer_shapes(inputs)
-        values, floats, externals = plan_values(self._lowered, shapes, True, self._half)
-        sizes = [4 * int(_extension().value_floats(value)) for value in values]
-        return sizes, list(self._engine.plan(values, floats, externals).costs)
+        floats_of = _extension().value_floats
+        values, *rest = plan_values(self._lowered, shapes, True, floats_of, half=self._half)
+        sizes = [4 * int(floats_of(value)) for value in values]
+        return sizes, list(self._engine.plan(values, *rest).costs)
 
     def close(self) -> None:
         """Gives the memory and the threads back; the runner cannot be used any more."""
@@ -207,6 +243,7 @@ class Runner:
         Args:
             inputs: with ``io=None`` a float array (N,C,H,W), or a dict of them by input name, in
                 the model's range; with ``io`` one image batch (N,H,W,3), uint8 or float32 0..1.
+                Constant inputs (see :meth:`set_constants`) may be left out.
             io: how to convert an image batch to the model's range and back.
             out: array to write the result into, of the result's shape and dtype.
             norm_stats: statistics of the instance norms: None computes them; ``"return"`` returns
@@ -235,9 +272,15 @@ class Runner:
             return self._run_image(inputs, io, out, norm_stats, bands)
         named = inputs if isinstance(inputs, Mapping) else {self.graph.inputs[0].name: inputs}
         arrays = {name: float_array(name, array) for name, array in named.items()}
+        number, kept = self._constants
+        if number:
+            kept_arrays = for_batch(kept, arrays)
+            own = norm_stats is None and bands == Bands()  # what is kept is of such runs
+            number = 0 if any(name in arrays for name in kept_arrays) or not own else number
+            arrays = kept_arrays | arrays
         shapes = {name: array.shape for name, array in arrays.items()}
         given = norm_stats is not None and not isinstance(norm_stats, str)
-        plan = self._plan(shapes, True, bands, given)
+        plan = self._plan(shapes, True, bands, given, keep=number > 0)
         results: dict[str, np.ndarray] = {}
         single = len(self.graph.outputs) == 1
         for name in self._lowered.outputs:
@@ -261,6 +304,7 @@ class Runner:
             [arrays[name] for name in self._lowered.inputs] + [*written.values()],
             given_stats,
             wanted,
+            number,
         )
         for name, array in written.items():
             if array is not results[name]:
@@ -269,6 +313,30 @@ class Runner:
         if single and not isinstance(inputs, Mapping):
             result = next(iter(results.values()))
         return result if wanted is None else (result, self._norms.by_name(wanted, images))
+
+    def set_constants(self, inputs: Mapping[str, Any]) -> None:
+        """Gives the inputs that the graph declares constant, such as a style image, once for all.
+
+        The runs that follow leave them out; what depends on them alone is computed in the first
+        run and kept, for as long as the other inputs keep their shapes.
+
+        Args:
+            inputs: float arrays by input name, all of the graph's constant inputs, or none at all
+                to forget them. A batch of 1 serves every batch size. They are copied.
+
+        Raises:
+            ValueError: unknown, missing or wrongly shaped inputs. TypeError: wrong types.
+        """
+        expected = {item.name for item in self.graph.inputs if item.constant}
+        if inputs and set(inputs) != expected:
+            raise ValueError(
+                f"constant inputs are {sorted(map(str, inputs))}, must be {sorted(expected)}"
+            )
+        arrays = {name: float_array(name, array).copy() for name, array in inputs.items()}
+        if len({array.shape[:1] for array in arrays.values()}) > 1:
+            raise ValueError("constant inputs have different batch sizes; give all of them one")
+        batch = next((len(array) for array in arrays.values()), 0)
+        self._constants = (next(_numbers), {batch: arrays}) if arrays else (0, {})
 
     def _run_image(self, image: Any, io: ImageIO, out: Any, norm_stats: Any, bands: Bands) -> Any:
         if not isinstance(image, np.ndarray):
@@ -321,10 +389,11 @@ class Runner:
         bands: Bands,
         given: bool,
         image: tuple[int, ...] | None = None,
+        keep: bool = False,
     ) -> _Plan:
         """The engine's plan for these input shapes."""
         # Only a run in bands has another plan for other statistics or another photo's size.
-        key: Any = (tuple(sorted(inputs.items())), external, bands)
+        key: Any = (tuple(sorted(inputs.items())), external, bands, keep)
         if bands.rows is not None:
             key = (*key, given, image)
         plans = self._plans
@@ -334,7 +403,7 @@ class Runner:
         except KeyError:
             pass
         shapes = self.graph.infer_shapes(inputs)
-        entry = self._make_plan(shapes, external, bands, given, image)
+        entry = self._make_plan(shapes, external, bands, given, image, keep)
         plans[key] = entry
         while len(plans) > _PLANS:
             try:
@@ -350,12 +419,24 @@ class Runner:
         bands: Bands,
         given: bool,
         image: tuple[int, ...] | None,
+        keep: bool,
     ) -> _Plan:
-        values, floats, externals = plan_values(self._lowered, shapes, external, self._half)
+        batch, threads = shapes[self.graph.inputs[0].name][0], self.threads
+        # Images that do not fill the threads evenly are better split themselves.
+        apart = batch > 1 and (batch % threads == 0 or batch >= 4 * threads)
+        values, floats, externals, segments = plan_values(
+            self._lowered,
+            shapes,
+            external,
+            _extension().value_floats,
+            self._segments if apart else (),
+            keep,
+            self._half,
+        )
         limit, why = 0, "as asked for"
         whole: _Plan | None = None
         if not bands.rows:
-            whole = _Plan(self._engine.plan(values, floats, externals), shapes, None)
+            whole = _Plan(self._engine.plan(values, floats, externals, segments), shapes, None)
         if whole and bands.rows is None:
             return whole
         if whole:
@@ -364,11 +445,12 @@ class Runner:
                 return whole
             limit = 0 if bands.full else max(1, int(_bands.BANDED_SHARE * left))
             why = f"at once it takes {whole.plan.bytes >> 20} MiB, {left >> 20} MiB are left"
-        shaped = [(*value[:-1], min(value[-1], 0)) for value in values]
+        shaped = [(*value[:-2], min(value[-2], 0), 0) for value in values]
+        joins = [(index, *where) for index, where in self._lowered.inside.items()]
         rows = bands.rows or _bands.DEFAULT_ROWS
         photo = None if image is None else (*image, *self._image_values())
         most = float("inf") if bands.full else _bands.MOST_WORK
-        plan = self._engine.plan_bands(shaped, externals, (rows, limit, most, given), photo)
+        plan = self._engine.plan_bands(shaped, externals, (rows, limit, most, given), photo, joins)
         if whole and plan.bytes >= whole.plan.bytes:
             return whole
         count, passes, kept, work = plan.bands
@@ -383,95 +465,12 @@ class _Plan:
     info: BandInfo | None  # where the run is in bands
 
 
-def plan_values(
-    lowered: _steps.Lowered,
-    shapes: Mapping[str, tuple[int, ...]],
-    external: bool,
-    half: frozenset[int] = frozenset(),
-) -> tuple[list[tuple[int, int, int, int, bool, int, int]], int, int]:
-    """Places all values in one arena; values that are never alive together may share memory.
-
-    Args:
-        lowered: the steps.
-        shapes: shapes of all graph values.
-        external: whether inputs and outputs are arrays of the caller, not parts of the arena.
-        half: values that are bfloat16 in memory.
-
-    Returns:
-        Per value (n, c, h, w, planar, dtype, offset in floats, or -1 - index of an external
-        array); the arena's size in floats; the number of external arrays.
-    """
-    floats_of = _extension().value_floats
-    ends = {index: len(lowered.steps) for index in lowered.outputs.values()}
-    starts = dict.fromkeys(lowered.inputs.values(), -1)
-    for position, step in enumerate(lowered.steps):
-        for index in step.writes():
-            starts.setdefault(index, position)
-            ends.setdefault(index, position)
-        for index in step.reads():
-            ends[index] = max(position, ends.get(index, position))
-    outside = [*lowered.inputs.values(), *lowered.outputs.values()] if external else []
-    offsets = {index: -1 - i for i, index in enumerate(outside)}
-    full = []
-    for index, (name, planar) in enumerate(lowered.values):
-        n, c, h, w = (*shapes[name], 1, 1)[:4]
-        full.append((n, c, h, w, planar, _BFLOAT16 if index in half else _FLOAT32))
-    sizes = [-(-floats_of((*shape, 0)) // 16) * 16 for shape in full]
-    placed: list[int] = []
-    total = 0
-    for index in sorted(range(len(full)), key=lambda i: (-sizes[i], i)):
-        if index in offsets:
-            continue
-        begin, end = starts.get(index, -1), ends.get(index, -1)
-        neighbours = sorted(
-            (offsets[other], offsets[other] + sizes[other])
-            for other in placed
-            if starts.get(other, -1) <= end and begin <= ends.get(other, -1)
-        )
-        offset = 0
-        for low, high in neighbours:
-            if offset + sizes[index] <= low:
-                break
-            offset = max(offset, high)
-        offsets[index] = offset
-        placed.append(index)
-        total = max(total, offset + sizes[index])
-    return [(*full[i], offsets[i]) for i in range(len(full))], total, len(outside)
-
-
-def _build(engine: Any, lowered: _steps.Lowered, bf16: bool = False) -> None:
-    """Gives the steps to the engine, which packs the weights."""
-    for _ in lowered.values:
-        engine.add_value()
-    for slot in lowered.slots:
-        engine.add_slot(slot.channels, slot.scale, slot.shift)
-    for step in lowered.steps:
-        if isinstance(step, _steps.ConvStep):
-            engine.add_conv(step, bf16)
-        elif isinstance(step, _steps.CopyStep):
-            engine.add_copy(step.label, step.source, step.out)
-        elif isinstance(step, _steps.StatsStep):
-            engine.add_stats(step.label, step.value, step.norm)
-        elif isinstance(step, _steps.GivenStep):
-            engine.add_given(step.label, step.mean, step.var, step.norm)
-        elif isinstance(step, _steps.PlainStep):
-            if step.op == "pool":
-                engine.add_pool(step.label, step.values[0], step.out, *step.pool)
-            elif step.op == "concat":
-                engine.add_concat(step.label, step.values, step.out)
-            elif step.op == "broadcast":
-                engine.add_broadcast(step.label, step.values[0], step.out)
-            else:
-                engine.add_reshape(step.label, step.values[0], step.out)
-        else:
-            raise GraphError(f"step {step.label!r} has no implementation in the cpu backend")
-
-
 def compile(
     graph: Graph,
     weights: Mapping[str, Any],
     precision: str = "fp32",
     threads: int | None = None,
+    ranges: Mapping[str, Sequence[float]] | None = None,
 ) -> Runner:
     """Compiles a graph for this CPU.
 
@@ -481,6 +480,7 @@ def compile(
         precision: ``"fp32"``; ``"bf16"``, on a CPU with AVX512_BF16; ``"auto"``, which is bf16 on
             such a CPU and fp32 elsewhere (:func:`auto_precision`).
         threads: 1..1024; None takes ``FASTGEN_NUM_THREADS`` or the CPUs of this process.
+        ranges: for int8, see :class:`Runner`; a checkpoint's are ``Checkpoint.ranges``.
 
     Raises:
         ValueError: unknown precision, or threads out of range.
@@ -494,6 +494,6 @@ def compile(
             precision, _ = auto_precision()
         elif reason := _lacks(precision, str(_extension().Engine(threads=1).isa)):
             raise BackendUnavailable(f"backend 'cpu': {reason}")
-        return Runner(graph, weights, threads, precision=precision)
+        return Runner(graph, weights, threads, precision=precision, ranges=ranges)
     except ImportError as error:
         raise BackendUnavailable(f"backend 'cpu': {error}; reinstall: pip install .") from error

@@ -6,7 +6,7 @@ This is the reference that every other backend is compared with, and what traini
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -158,6 +158,10 @@ class _BatchNorm(nn.BatchNorm2d):
         super().__init__(channels, eps=eps, affine=affine)
         del self.num_batches_tracked
         self.num_batches_tracked = None
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        # BatchNorm2d's own adds the counter to a state dict of plain tensors (a saved run).
+        nn.Module._load_from_state_dict(self, *args, **kwargs)
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() not in (2, 4):
@@ -378,6 +382,7 @@ def compile(
     weights: Mapping[str, np.ndarray],
     precision: str = "fp32",
     threads: int | None = None,
+    ranges: Mapping[str, Sequence[float]] | None = None,
 ) -> Runner:
     """Compiles a graph for this backend.
 
@@ -386,10 +391,12 @@ def compile(
         weights: float arrays by weight name.
         precision: ``"fp32"`` or ``"bf16"`` (autocast); ``"auto"`` is fp32.
         threads: CPU threads for PyTorch's operators during a run; None leaves PyTorch's setting.
+        ranges: for int8, which this backend lacks.
 
     Raises:
         ValueError: an unknown precision.
     """
+    del ranges
     if precision == "auto":
         precision, _ = auto_precision()
     precision_why_not(precision)

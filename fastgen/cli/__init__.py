@@ -12,12 +12,20 @@ app = Commands(
         "stylize": ("fastgen.cli.stylize:stylize", "Paint photos in a style."),
         "video": ("fastgen.cli.video:video", "Paint every frame of a video."),
         "styles": ("fastgen.cli.styles:styles", "List the shipped styles."),
+        "generate": (
+            "fastgen.cli.generate:generate",
+            "Generate pictures of a content in a style.",
+        ),
         "doctor": ("fastgen.cli.doctor:doctor", "Show what can run on this machine and why."),
         "import": (
             "fastgen.cli.importing:import_",
             "Convert a checkpoint of another project (needs torch).",
         ),
-        "export": ("fastgen.cli.export:export", "Write a checkpoint for another runtime (ONNX)."),
+        "export": (
+            "fastgen.cli.export:export",
+            "Write a checkpoint for another runtime (ONNX, Triton Inference Server).",
+        ),
+        "engine": ("fastgen.cli.engine:engine", "Build, list and delete TensorRT engines."),
         "train": ("fastgen.cli.train:train", "Train a style, or optimise one picture."),
         "eval": ("fastgen.cli.train:evaluate", "Measure trained networks on held-out photos."),
         "parity": ("fastgen.cli.parity:parity", "Compare every backend with PyTorch fp32."),

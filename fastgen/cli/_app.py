@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed at run time, 2 wrong usage, 130 interrupted.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -15,7 +16,7 @@ from typing import Any, NoReturn
 
 import click
 
-__all__ = ["Commands", "debugging", "one_line", "progress", "report", "style_error"]
+__all__ = ["Commands", "Size", "debugging", "one_line", "progress", "report", "style_error"]
 
 # Packages that a command may need beyond the plain installation -> the extra that brings them.
 _EXTRAS = {
@@ -33,6 +34,20 @@ _EXTRAS = {
     "matplotlib": "bench",
     "pytest_benchmark": "bench",
 }
+
+
+class Size(click.ParamType):
+    """``WIDTHxHEIGHT`` on the command line; a tuple of two numbers."""
+
+    name = "WIDTHxHEIGHT"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", str(value))
+        if found is None or "0" in found.groups():
+            self.fail(f"{value!r} is not WIDTHxHEIGHT, such as 1280x720", param, ctx)
+        return int(found[1]), int(found[2])
 
 
 class Commands(click.Group):

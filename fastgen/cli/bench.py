@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,30 +13,21 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from fastgen.cli._app import Size
 from fastgen.cli._race import percentile, race, ratio
 
 __all__ = ["bench"]
 
 
-class _Size(click.ParamType):
-    name = "WIDTHxHEIGHT"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
-        found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", str(value))
-        if found is None or "0" in found.groups():
-            self.fail(f"{value!r} is not WIDTHxHEIGHT, such as 1280x720", param, ctx)
-        return int(found[1]), int(found[2])
-
-
 class _Command(click.Command):
-    """Lets several values follow ``--sizes`` and ``--networks``."""
+    """Lets several values follow ``--sizes``, ``--networks`` and ``--batches``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         spread: list[str] = []
         option = ""
         for arg in args:
             if arg.startswith("-"):
-                option = arg if arg in ("--sizes", "--networks") else ""
+                option = arg if arg in ("--sizes", "--networks", "--batches") else ""
                 spread += [] if option else [arg]
             else:
                 spread += [option, arg] if option else [arg]
@@ -59,7 +50,7 @@ class _Peer(click.ParamType):
     "--size",
     "--sizes",
     "sizes",
-    type=_Size(),
+    type=Size(),
     multiple=True,
     default=["256x256", "512x512", "1280x720"],
     show_default=True,
@@ -87,7 +78,22 @@ class _Peer(click.ParamType):
     show_default=True,
     help="With --peers: sizes of the style network (several may follow).",
 )
-@click.option("--save", is_flag=True, help="With --peers: write the result file and the page.")
+@click.option(
+    "--generate",
+    is_flag=True,
+    help="Compare how fast images are generated: the SAAE networks, beside the same programs.",
+)
+@click.option(
+    "--batches",
+    type=click.IntRange(1, 4096),
+    multiple=True,
+    default=[1, 16, 64, 256],
+    show_default=True,
+    help="With --generate: images of a call (several may follow).",
+)
+@click.option(
+    "--save", is_flag=True, help="With --peers or --generate: write the result file and the page."
+)
 @click.option(
     "--threads", type=click.IntRange(1, 1024), help="CPU threads of each; all cores otherwise."
 )
@@ -102,6 +108,8 @@ def bench(
     peers: tuple[tuple[str, str], ...],
     others: bool,
     networks: tuple[str, ...],
+    generate: bool,
+    batches: tuple[int, ...],
     save: bool,
     threads: int | None,
     seconds: float,
@@ -120,17 +128,27 @@ def bench(
         for name in context.params
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
-    foreign = explicit & ({"style", "peers"} if others else {"networks", "save"})
-    if foreign:
-        name = min(foreign)
-        name = "peer" if name == "peers" else name
-        raise click.UsageError(f"--{name} {'does not go with' if others else 'needs'} --peers")
+    if generate and others:
+        raise click.UsageError("--peers does not go with --generate; call them one by one")
+    mode = "--generate" if generate else "--peers" if others else ""
+    refused = {
+        "": {"networks": "needs --peers", "batches": "needs --generate", "save": "needs --peers"},
+        "--peers": dict.fromkeys(("style", "peers", "batches"), "does not go with --peers"),
+        "--generate": dict.fromkeys(
+            ("style", "peers", "sizes", "networks"), "does not go with --generate"
+        ),
+    }[mode]
+    for name in sorted(explicit & refused.keys()):
+        raise click.UsageError(f"--{name.replace('peers', 'peer')} {refused[name]}")
+    common: dict[str, Sequence[Any]] = {"rounds": [rounds], "seconds": [seconds]}
+    common |= {"threads": [threads]} if threads else {}
+    flags = [*["--json"] * as_json, *["--save"] * save]
+    if generate:
+        return _compare("generate", [*flags, *_arguments(common | {"batches": batches})])
     if others:
-        options: dict[str, Any] = {"sizes": [f"{w}x{h}" for w, h in sizes], "networks": networks}
-        options |= {"rounds": [rounds], "seconds": [seconds]}
-        options |= {"threads": [threads]} if threads else {}
-        flags = [*["--json"] * as_json, *["--save"] * save]
-        return _compare_peers([*flags, *_arguments(options)])
+        chosen: dict[str, Sequence[Any]] = {"networks": networks}
+        chosen |= {"sizes": [f"{w}x{h}" for w, h in sizes]}
+        return _compare("peers", [*flags, *_arguments(chosen | common)])
     from fastgen import backends
     from fastgen.cli import _machine
     from fastgen.cli._app import style_error
@@ -182,19 +200,19 @@ def bench(
     return 0
 
 
-def _arguments(options: dict[str, Any]) -> list[str]:
+def _arguments(options: Mapping[str, Sequence[Any]]) -> list[str]:
     """The options as a command line."""
     return [text for name, values in options.items() for text in (f"--{name}", *map(str, values))]
 
 
-def _compare_peers(arguments: list[str]) -> int:
-    """Runs benchmarks/peers of the source tree, which is not installed with the package."""
+def _compare(kind: str, arguments: list[str]) -> int:
+    """Runs a package of benchmarks of the source tree, which is not installed with fastgen."""
     import fastgen
 
     root = Path(fastgen.__file__).resolve().parent.parent
-    if not (root / "benchmarks" / "peers" / "__main__.py").is_file():
-        raise FileNotFoundError("--peers needs the source tree: git clone, then pip install -e .")
-    command = [sys.executable, "-m", "benchmarks.peers", *arguments]
+    if not (root / "benchmarks" / kind / "__main__.py").is_file():
+        raise FileNotFoundError(f"--{kind} needs the source tree: git clone, then pip install -e .")
+    command = [sys.executable, "-m", f"benchmarks.{kind}", *arguments]
     return subprocess.run(command, cwd=root, check=False).returncode
 
 

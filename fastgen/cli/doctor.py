@@ -63,10 +63,28 @@ def diagnose() -> dict[str, Any]:
             "extension_why_not": no_cuda or None,
             "extension_archs": None if cuda is None else cuda.compiled_archs(),
         },
+        "tensorrt": _tensorrt(),
         "ops": _ops(cuda is not None and bool(found)),
         "backends": {n: _backend(n) for n in backends.names()},
         "auto": {"backend": name, "why": reason},
         "styles": list_styles(),
+    }
+
+
+def _tensorrt() -> dict[str, Any]:
+    """The library that engines are built and run with; it can build without a GPU, too."""
+    from fastgen.backends import _tensorrt_lib
+    from fastgen.backends._engines import EngineCache
+    from fastgen.errors import BackendUnavailable
+
+    try:
+        library, reason = _tensorrt_lib.open_library(), None
+    except BackendUnavailable as error:
+        library, reason = {}, str(error)
+    return {
+        "library": library,
+        "why_not": reason,
+        "engines": len(EngineCache().entries()),
     }
 
 
@@ -79,9 +97,12 @@ def _backend(name: str) -> dict[str, Any]:
         return {"why_not": reason}
     module = backends.get(name)
     precision, why = module.auto_precision()
+    note = getattr(module, "precision_note", lambda _: None)
     return {
         "why_not": None,
-        "precisions": {p: {"why_not": module.precision_why_not(p)} for p in module.PRECISIONS},
+        "precisions": {
+            p: {"why_not": module.precision_why_not(p), "note": note(p)} for p in module.PRECISIONS
+        },
         "auto": {"precision": precision, "why": why},
     }
 
@@ -126,7 +147,8 @@ def _precisions(state: dict[str, Any]) -> str:
     able = ", ".join(name for name, reason in found.items() if reason is None)
     auto = state["auto"]
     text = f"can run {able}; auto takes {auto['precision']}: {auto['why']}"
-    return "; ".join([text, *(reason for reason in found.values() if reason)])
+    notes = [p["note"] for p in state["precisions"].values()]
+    return "; ".join([text, *(words for words in [*found.values(), *notes] if words)])
 
 
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -149,6 +171,11 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     for name, state in facts["backends"].items():
         lines.append(("backend", f"{name}: {state['why_not'] or _precisions(state)}"))
+    library = facts["tensorrt"]["library"]
+    if library:
+        able = "builds and runs" if library["builds"] else "runs"
+        text = f"{library['flavour']} {library['version']}, {able} engines, {library['path']}"
+        lines.append(("tensorrt", f"{text}; {facts['tensorrt']['engines']} engines in the cache"))
     for op, state in facts["ops"].items():
         chosen = ", ".join(f"{v or 'nothing'} on {k}" for k, v in state["auto"].items())
         lines.append(("op", f"{op}: auto takes {chosen}"))

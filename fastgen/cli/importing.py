@@ -41,18 +41,16 @@ def import_(
 
     ckpt = import_checkpoint(checkpoint, name=name, licence=licence)
     if calibrate is not None:
-        from fastgen.calibrate import activation_ranges
+        from fastgen.calibrate import calibrate as measure
         from fastgen.image import decode, limit_side, pixels_of
 
-        photos = _photos(calibrate)
-        ranges = activation_ranges(
+        measure(
             ckpt,
             (
                 pixels_of(limit_side(decode(p, max_side=_CALIBRATION_SIDE), _CALIBRATION_SIDE)).rgb
-                for p in photos
+                for p in _photos(calibrate)
             ),
         )
-        ckpt.meta["activation_ranges"] = {key: list(value) for key, value in ranges.items()}
     output.parent.mkdir(parents=True, exist_ok=True)
     # float32: the result is to equal the original network, not to be small.
     save_checkpoint(output, ckpt, dtype="float32")

@@ -31,12 +31,20 @@ GATES: dict[str, dict[str, float]] = {
     help="Photo, folder or pattern; the example photo otherwise.",
 )
 @click.option("--backend", "names", multiple=True, help="Only this backend (repeatable).")
+@click.option(
+    "--precision",
+    "precisions",
+    type=click.Choice(list(GATES)),
+    multiple=True,
+    help="Only this precision (repeatable).",
+)
 @click.option("--max-side", type=click.IntRange(16), default=512, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def parity(
     styles: tuple[str, ...],
     photos: Path | None,
     names: tuple[str, ...],
+    precisions: tuple[str, ...],
     max_side: int,
     as_json: bool,
 ) -> int:
@@ -62,7 +70,7 @@ def parity(
     pictures = _pictures(photos, max_side)
     rows: list[dict[str, Any]] = []
     for style in chosen:
-        for row in _compare(style, names or backends.names(), pictures):
+        for row in _compare(style, names or backends.names(), precisions, pictures):
             rows.append(row)
             if not as_json:
                 click.echo(_line(row))
@@ -91,7 +99,9 @@ def _pictures(photos: Path | None, max_side: int) -> list[Any]:
     return result
 
 
-def _compare(style: str, names: tuple[str, ...], pictures: list[Any]) -> list[dict[str, Any]]:
+def _compare(
+    style: str, names: tuple[str, ...], precisions: tuple[str, ...], pictures: list[Any]
+) -> list[dict[str, Any]]:
     from fastgen import backends
     from fastgen.cli._app import style_error
     from fastgen.errors import FastgenError
@@ -111,11 +121,11 @@ def _compare(style: str, names: tuple[str, ...], pictures: list[Any]) -> list[di
             continue
         module = backends.get(name)
         for precision in module.PRECISIONS:
-            if (name, precision) == ("torch", "fp32"):
+            if (name, precision) == ("torch", "fp32") or precision not in (precisions or GATES):
                 continue
             row: dict[str, Any] = {"style": style, "backend": name, "precision": precision}
             try:
-                runner = module.compile(ckpt.graph, ckpt.weights, precision)
+                runner = module.compile(ckpt.graph, ckpt.weights, precision, None, ckpt.ranges)
             except FastgenError as error:
                 # A precision that this processor lacks, say: not a failure, but not silent.
                 rows.append({**row, "passed": True, "skipped": str(error)})

@@ -23,7 +23,7 @@ from fastgen.graph import Dim, Graph, Node
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["OPSET", "describe", "export_onnx", "onnx_model"]
+__all__ = ["OPSET", "checkpoint_model", "describe", "export_onnx", "onnx_model"]
 
 OPSET = 17
 IR_VERSION = 8  # what OPSET came with; runtimes refuse versions newer than they are
@@ -61,6 +61,16 @@ def export_onnx(
         ValueError: ``any_size`` for a network that is not one image in and images out.
         OSError, CheckpointError: as for :func:`fastgen.load_checkpoint`.
     """
+    path = Path(path)
+    model = checkpoint_model(style, fp16=fp16, any_size=any_size)
+    atomic_write(path, model.SerializeToString())
+    return path
+
+
+def checkpoint_model(
+    style: str | os.PathLike[str] | Checkpoint, *, fp16: bool = False, any_size: bool = False
+) -> onnx.ModelProto:
+    """What :func:`export_onnx` writes, as an object."""
     from fastgen.checkpoint import load_checkpoint
     from fastgen.styles import style_path
 
@@ -83,9 +93,7 @@ def export_onnx(
     for key, value in notes.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value
-    path = Path(path)
-    atomic_write(path, model.SerializeToString())
-    return path
+    return model
 
 
 def describe(path: str | os.PathLike[str]) -> str:

@@ -17,7 +17,7 @@ from fastgen.graph import Graph
 __all__ = ["create", "list_models", "register"]
 
 _REGISTRY: dict[str, Callable[..., Graph]] = {}
-_FAMILIES = ("style",)
+_FAMILIES = ("saae", "style")
 
 
 def register(builder: Callable[..., Graph]) -> Callable[..., Graph]:
@@ -31,10 +31,24 @@ def _load() -> None:
         import_module(f"fastgen.models.{family}")
 
 
-def list_models() -> list[str]:
-    """Names of all registered models, sorted."""
+def list_models(family: str | None = None) -> list[str]:
+    """Names of the registered models, sorted.
+
+    Args:
+        family: only those of one family, which is the stem of their file: ``"style"`` (one image
+            in, one of the same size out) or ``"saae"`` (content and style in).
+
+    Raises:
+        ValueError: unknown family.
+    """
     _load()
-    return sorted(_REGISTRY)
+    if family is not None and family not in _FAMILIES:
+        raise ValueError(f"unknown family {family!r}; known: {', '.join(_FAMILIES)}")
+    return sorted(
+        name
+        for name, builder in _REGISTRY.items()
+        if family is None or builder.__module__ == f"fastgen.models.{family}"
+    )
 
 
 def create(name: str, **config: object) -> Graph:
