@@ -351,7 +351,7 @@ def test_wrong_statistics() -> None:
         runner.run(_image(16, 16, 2), norm_stats=stats)
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", models.list_models())
 def test_registered_models(name: str) -> None:
     from fastgen.backends.cpu import Runner
 

@@ -219,17 +219,6 @@ FinishArgs Conv::finish_args(const ConvCall& c) const {
   return f;
 }
 
-void Conv::finish_place(const ConvCall& c, const Tile& t, int64_t block, int64_t y, int64_t x,
-                        FinishArgs* f) const {
-  const auto at = [&](const ConvTensor& v) {
-    const int64_t channel = v.planar ? block * kBlock * v.block : block * v.block;
-    return static_cast<char*>(v.data) +
-           (t.image * v.image + channel + v.place(y) + x * v.pixel) * v.bytes();
-  };
-  f->out = at(c.out);
-  f->residual = c.residual.data ? at(c.residual) : nullptr;
-}
-
 void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, const PackArgs& pack,
                          int64_t* done) const {
   const ConvShape& shape = *c.shape;

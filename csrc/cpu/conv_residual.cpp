@@ -1,4 +1,5 @@
-// Adding a residual to a convolution's output that may hold its repeated middle only once.
+// Where a convolution's output goes, and adding a residual to it that may hold its repeated middle
+// only once.
 #include "conv.h"
 
 namespace fastgen {
@@ -12,6 +13,17 @@ int64_t compact(int64_t at, int64_t size, int64_t count) {
 }
 
 }  // namespace
+
+void Conv::finish_place(const ConvCall& c, const Tile& t, int64_t block, int64_t y, int64_t x,
+                        FinishArgs* f) const {
+  const auto at = [&](const ConvTensor& v) {
+    const int64_t channel = v.planar ? block * kBlock * v.block : block * v.block;
+    return static_cast<char*>(v.data) +
+           (t.image * v.image + channel + v.place(y) + x * v.pixel) * v.bytes();
+  };
+  f->out = at(c.out);
+  f->residual = c.residual.data ? at(c.residual) : nullptr;
+}
 
 void Conv::finish_at(const ConvCall& c, const Tile& t, int64_t block, int64_t y, int64_t x,
                      FinishArgs* f) const {
