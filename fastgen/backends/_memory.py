@@ -67,7 +67,8 @@ def plan_values(
     Returns:
         Per value (n, c, h, w, planar, dtype, offset in floats, or -1 - index of an external array,
         floats from image to image, or 0); the arena's size in floats; the number of external
-        arrays; per segment (first step, last step + 1, floats of a thread, values with their offsets there).
+        arrays; per segment (first step, last step + 1, floats of a thread, values with their
+        offsets there).
     """
     full = []
     for index, (name, planar) in enumerate(lowered.values):
