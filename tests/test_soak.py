@@ -53,7 +53,7 @@ def test_layers_of_a_network() -> None:
         "peak": {"fp32": 100.0, "bf16": 200.0, "copy_gb_s": 10.0},
         "tables": [{"precision": "fp32", "size": "64x48", "layers": rows}],
     }
-    text = roofline.lines(result)
+    text = "\n".join(roofline.lines(result)).splitlines()
     assert any(line.startswith("| res*_conv1 (2) |") for line in text)
     assert any(line.startswith("| sum |") for line in text)
     assert total > 0
