@@ -108,9 +108,9 @@ ConvSpec conv(const py::handle& o) {
 
 ValueShape value_shape(const py::handle& item) {
   const auto t = item.cast<py::tuple>();
-  if (t.size() != 6) throw std::invalid_argument("a value is (n, c, h, w, planar, offset)");
-  return {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>(),
-          t[3].cast<int64_t>(), t[4].cast<bool>(),    t[5].cast<int64_t>()};
+  if (t.size() != 7) throw std::invalid_argument("a value is (n, c, h, w, planar, dtype, offset)");
+  return {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>(), t[3].cast<int64_t>(),
+          t[4].cast<bool>(),    t[5].cast<int>(),     t[6].cast<int64_t>()};
 }
 
 // The plan keeps its engine's identity, and here also what the arrays must hold.
@@ -184,8 +184,18 @@ void run_image(Engine& engine, const PlanHandle& handle, int input, int output,
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The C++ engine of the cpu backend. Use fastgen.backends.cpu.";
-  py::class_<PlanHandle>(m, "Plan").def_property_readonly(
-      "bytes", [](const PlanHandle& handle) { return Engine::plan_bytes(*handle.plan); });
+  py::class_<PlanHandle>(m, "Plan")
+      .def_property_readonly(
+          "bytes", [](const PlanHandle& handle) { return Engine::plan_bytes(*handle.plan); })
+      .def_property_readonly(
+          "costs",
+          [](const PlanHandle& handle) {
+            py::list result;
+            for (const auto& cost : Engine::plan_costs(*handle.plan))
+              result.append(py::make_tuple(cost.flops / 2, cost.products));
+            return result;
+          },
+          "[(multiply-adds of the step as it was given, those that are done)].");
   py::class_<Engine>(m, "Engine")
       .def(py::init<int, const std::string&>(), py::arg("threads") = 0, py::arg("isa") = "")
       .def("add_value", &Engine::add_value)

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "fastgen.h"
+#include "bindings_strided.h"
 
 namespace py = pybind11;
 
@@ -35,17 +35,6 @@ void four(PyObject* tuple, int64_t* a, int64_t* b, int64_t* c, int64_t* d) {
   for (int i = 0; i < 4; ++i) *to[i] = integer(PyTuple_GET_ITEM(tuple, i));
 }
 
-// Strides of a dense tensor. Sizes that cannot be are refused later, so overflow does no harm.
-void set_dense(Strided* s, bool last) {
-  const auto times = [](int64_t a, int64_t b) {
-    return static_cast<int64_t>(static_cast<uint64_t>(a) * static_cast<uint64_t>(b));
-  };
-  s->stride_w = last ? s->c : 1;
-  s->stride_h = times(s->w, s->stride_w);
-  s->stride_c = last ? 1 : times(s->h, s->stride_h);
-  s->stride_n = last ? times(s->h, s->stride_h) : times(s->c, s->stride_c);
-}
-
 // (address, (n, c, h, w), strides in elements, dtype) of fastgen/ops/_array.py, or None. True
 // in place of strides: dense in the order (n, h, w, c), False: (n, c, h, w).
 Strided strided(const py::handle& o) {
@@ -59,7 +48,7 @@ Strided strided(const py::handle& o) {
   four(PyTuple_GET_ITEM(t, 1), &s.n, &s.c, &s.h, &s.w);
   PyObject* strides = PyTuple_GET_ITEM(t, 2);
   if (PyBool_Check(strides)) {
-    set_dense(&s, strides == Py_True);
+    fastgen::set_dense(&s, strides == Py_True);
   } else {
     four(strides, &s.stride_n, &s.stride_c, &s.stride_h, &s.stride_w);
   }
@@ -81,7 +70,7 @@ Strided result(const PackedConvSpec& spec, const Strided& x, PyObject* order, vo
   };
   y.h = side(x.h, spec.kh);
   y.w = side(x.w, spec.kw);
-  set_dense(&y, order == Py_True);
+  fastgen::set_dense(&y, order == Py_True);
   return y;
 }
 

@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "fastgen.h"
+#include "bindings_strided.h"
 
 namespace py = pybind11;
 
@@ -21,26 +21,34 @@ int64_t entry(const py::tuple& t, int i) {
   return value;
 }
 
-Strided strided(uintptr_t data, const py::tuple& shape, const py::tuple& strides, int dtype) {
+// Strides in elements; True stands for those of a dense tensor in the order (n, h, w, c), False for
+// (n, c, h, w).
+Strided strided(uintptr_t data, const py::tuple& shape, const py::object& order, int dtype) {
+  const bool dense = PyBool_Check(order.ptr());
+  if (!dense && !PyTuple_Check(order.ptr()))
+    throw std::invalid_argument("strides are a tuple or a bool");
+  const py::tuple strides = dense ? shape : py::reinterpret_borrow<py::tuple>(order);
   if (shape.size() != 4 || strides.size() != 4)
     throw std::invalid_argument("a tensor has 4 sizes and 4 strides: (N,C,H,W)");
-  return {reinterpret_cast<const void*>(data),
-          entry(shape, 0),
-          entry(shape, 1),
-          entry(shape, 2),
-          entry(shape, 3),
-          entry(strides, 0),
-          entry(strides, 1),
-          entry(strides, 2),
-          entry(strides, 3),
-          dtype};
+  Strided s{reinterpret_cast<const void*>(data),
+            entry(shape, 0),
+            entry(shape, 1),
+            entry(shape, 2),
+            entry(shape, 3),
+            entry(strides, 0),
+            entry(strides, 1),
+            entry(strides, 2),
+            entry(strides, 3),
+            dtype};
+  if (dense) fastgen::set_dense(&s, order.ptr() == Py_True);
+  return s;
 }
 
 void check_out(uintptr_t out) {
   if (!out) throw std::invalid_argument("the result has no memory");
 }
 
-void gram_matrix(uintptr_t data, const py::tuple& shape, const py::tuple& strides, int dtype,
+void gram_matrix(uintptr_t data, const py::tuple& shape, const py::object& strides, int dtype,
                  uintptr_t out, const std::string& isa) {
   const Strided x = strided(data, shape, strides, dtype);
   check_out(out);
@@ -48,9 +56,9 @@ void gram_matrix(uintptr_t data, const py::tuple& shape, const py::tuple& stride
   fastgen::gram_matrix(x, reinterpret_cast<float*>(out), isa);
 }
 
-void concat_features(uintptr_t a_data, const py::tuple& a_shape, const py::tuple& a_strides,
+void concat_features(uintptr_t a_data, const py::tuple& a_shape, const py::object& a_strides,
                      int a_dtype, uintptr_t b_data, const py::tuple& b_shape,
-                     const py::tuple& b_strides, int b_dtype, uintptr_t out, bool last,
+                     const py::object& b_strides, int b_dtype, uintptr_t out, bool last,
                      const std::string& isa) {
   const Strided a = strided(a_data, a_shape, a_strides, a_dtype);
   const Strided b = strided(b_data, b_shape, b_strides, b_dtype);
@@ -71,7 +79,7 @@ void bind_feature_ops(py::module_& m) {
         "is channels_last, isa or ''.");
   m.def(
       "element_offset",
-      [](const py::tuple& shape, const py::tuple& strides, const py::tuple& index) {
+      [](const py::tuple& shape, const py::object& strides, const py::tuple& index) {
         const Strided t = strided(1, shape, strides, 0);
         if (index.size() != 4) throw std::invalid_argument("an index has 4 entries");
         fastgen::check_strided(t, "the tensor");

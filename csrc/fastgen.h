@@ -81,6 +81,7 @@ struct PoolSpec {
 struct ValueShape {
   int64_t n = 0, c = 0, h = 0, w = 0;
   bool planar = false;
+  int dtype = kFloat32;  // in memory; kBFloat16: blocked values in the arena only
   int64_t offset = -1;  // floats from the arena's start; negative: -1 - index of the external array
 };
 
@@ -93,6 +94,11 @@ struct StepTime {
   std::string label;
   double milliseconds;
   double flops;
+};
+
+struct StepCost {
+  double flops;     // of the step as it was given
+  double products;  // multiply-adds that are done
 };
 
 struct Plan;  // step geometry for one set of input shapes
@@ -119,6 +125,7 @@ class Engine {
   std::shared_ptr<const Plan> plan(const std::vector<ValueShape>& values, int64_t arena_floats,
                                    int externals) const;
   static int64_t plan_bytes(const Plan& plan);
+  static std::vector<StepCost> plan_costs(const Plan& plan);
   // externals[i] has the floats of the value with offset -1 - i.
   void run(const Plan& plan, const std::vector<float*>& externals);
   // Photo (n, height, width, 3) into planar value `input`, run, planar value `output` to `out`.

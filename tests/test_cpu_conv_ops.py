@@ -16,7 +16,8 @@ from cpu_cases import ISAS, need_isa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastgen.ops import _cpu_conv
+from fastgen import ops
+from fastgen.ops import _cpu_conv, _register
 from fastgen.ops._spec import ConvSpec
 
 torch = pytest.importorskip("torch")
@@ -339,9 +340,32 @@ def test_tensors_without_memory_are_errors() -> None:
     for pair in ((empty, empty), (scale, empty), (empty, scale)):
         with pytest.raises(ValueError, match="no memory"):
             _cpu_conv.conv_norm(x, handle, *pair)
-    for pair in ((scale.double(),) * 2, (scale[:, 1:],) * 2, (scale, scale.half())):
-        with pytest.raises(ValueError, match="must be float32 of"):
-            _cpu_conv.conv_norm(x, handle, *pair)
+
+
+def test_norms_that_do_not_fit_are_errors() -> None:
+    """Also where they come to the operator itself, past the public function."""
+    x, weight, one = torch.ones(1, 20, 9, 11), torch.ones(24, 20, 3, 3), torch.ones(24)
+    packed = ops.pack_conv_instance_norm(weight, one, padding=1)
+    good = torch.ones(1, 20)
+    ops.conv_instance_norm(x, packed, norm=(good, good))
+    for pair, kind, text in (
+        ((good.double(), good.double()), TypeError, "norm's scale is torch.float64, must be"),
+        ((good, good.half()), TypeError, "norm's shift is torch.float16, must be float32"),
+        ((good[:, 1:], good[:, 1:]), ValueError, r"\(1, 19\), must be \(N,I\) = \(1, 20\)"),
+        ((good, torch.ones(2, 20)), ValueError, r"shift has the shape \(2, 20\)"),
+        ((good.to_sparse(), good.to_sparse()), TypeError, "scale has the layout torch.sparse_coo"),
+        ((good.to("meta"), good.to("meta")), ValueError, "scale is on meta and x on cpu"),
+    ):
+        with pytest.raises(kind, match=text):
+            ops.conv_instance_norm(x, packed, norm=pair)
+        if not pair[0].is_sparse and not pair[0].is_meta:
+            rest = (None, 1, 1, "zeros", 1, 1e-5, 1.0, "cpu", 0)
+            with pytest.raises(kind, match=text):
+                _register.op("conv_instance_norm")(x, weight, one, one, one, *pair, *rest)
+    strided = torch.ones(1, 40)[:, ::2]
+    y, scale, _ = ops.conv_instance_norm(x, packed, norm=(strided, strided))
+    assert torch.equal(y, ops.conv_instance_norm(x, packed, norm=(good, good))[0])
+    assert scale.shape == (1, 24)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -398,7 +422,7 @@ def test_a_forked_child_can_run() -> None:
 
 _SCRIPT = """
 import sys, numpy as np
-from fastgen.ops import _cpu_conv
+from fastgen.ops import _cpu_conv, _register
 from fastgen.ops._spec import ConvSpec
 rng = np.random.default_rng(0)
 for n, size, i, o, k, s in ((1, 40, 32, 48, 3, 1), (2, 21, 16, 40, 4, 2), (1, 9, 128, 130, 3, 1)):

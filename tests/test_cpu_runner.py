@@ -205,7 +205,7 @@ def test_values_that_are_alive_together_do_not_overlap() -> None:
     shapes = runner.graph.infer_shapes({"image": (1, 3, 32, 32)})
     values, total, externals = plan_values(lowered, shapes, external=False)
     assert externals == 0
-    sizes = [n * (c if planar else -(-c // 16) * 16) * h * w for n, c, h, w, planar, _ in values]
+    sizes = [n * (c if planar else -(-c // 16) * 16) * h * w for n, c, h, w, planar, *_ in values]
     assert total < sum(sizes)
     alive: dict[int, list[int]] = {index: [-1] for index in lowered.inputs.values()}
     for position, step in enumerate(lowered.steps):
@@ -214,11 +214,11 @@ def test_values_that_are_alive_together_do_not_overlap() -> None:
     for index in lowered.outputs.values():
         alive[index].append(len(lowered.steps))
     for a in alive:
-        assert values[a][5] + sizes[a] <= total
+        assert values[a][6] + sizes[a] <= total
         for b in alive:
             together = min(alive[a]) <= max(alive[b]) and min(alive[b]) <= max(alive[a])
-            apart = values[a][5] + sizes[a] <= values[b][5]
-            assert a == b or not together or apart or values[b][5] + sizes[b] <= values[a][5]
+            apart = values[a][6] + sizes[a] <= values[b][6]
+            assert a == b or not together or apart or values[b][6] + sizes[b] <= values[a][6]
 
 
 def test_inputs_of_any_layout() -> None:
@@ -411,7 +411,7 @@ def test_raw_engine_rejects_sizes_that_do_not_fit() -> None:
         ([(1, 99, *values[0][2:]), *values[1:]], total, externals),
         ([(0, *values[0][1:]), *values[1:]], total, externals),
         ([(1 << 60, *values[0][1:]), *values[1:]], total, externals),
-        ([*values[:2], (*values[2][:5], 8), *values[3:]], total, externals),
+        ([*values[:2], (*values[2][:6], 8), *values[3:]], total, externals),
         (values, total, 0),
     ]
     for arguments in bad:

@@ -93,8 +93,17 @@ void concat_features(const Strided& a, const Strided& b, void* out, bool last,
                         int64_t cols) {
     const int64_t from = n * p.image + row * p.row + col * p.col;
     const int64_t to = n * channels * positions + p.first + row * dst_row + col;
-    kernels.move({p.from + from * size, static_cast<char*>(out) + to * size, rows, cols, p.row,
-                  p.col, dst_row, size, stream});
+    MoveArgs args{p.from + from * size,
+                  static_cast<char*>(out) + to * size,
+                  rows,
+                  cols,
+                  p.row,
+                  p.col,
+                  dst_row,
+                  size,
+                  stream};
+    if (p.col == 1 && p.row == cols && dst_row == cols) args.rows = 1, args.cols = rows * cols;
+    kernels.move(args);
   };
 
   if (last) {

@@ -12,7 +12,6 @@ namespace {
 constexpr int64_t kMaxWeights = int64_t{1} << 32;
 constexpr int64_t kSlack = 256 + 32 * kBlock;  // floats that whole vectors may reach too far
 
-int64_t element(int dtype) { return dtype == kFloat32 ? 4 : 2; }
 // Even positions first, then the odd ones.
 void split_parities(std::vector<int32_t>* map) {
   std::vector<int32_t> odd;
@@ -29,9 +28,11 @@ Conv::Conv(ConvSpec spec, const Kernels& isa) : spec_(std::move(spec)), isa_(&is
   // A single factor for each output would be paired with that of the next pixel.
   const bool single = std::any_of(spec_.phases.begin(), spec_.phases.end(),
                                   [&](const PhaseSpec& p) { return p.kw * spec_.inputs == 1; });
-  bf16_ = spec_.products == kBFloat16 && !spec_.small && !single;
+  bf16_ = spec_.products == kBFloat16 && !single;
   split_upsampling();
   winograd_size();
+  rows_size();
+  if (spec_.small && !rows_) bf16_ = false;
   span();
   const int64_t out_blocks = blocks_of(spec_.outputs);
   if (spec_.small) {
@@ -42,7 +43,7 @@ Conv::Conv(ConvSpec spec, const Kernels& isa) : spec_(std::move(spec)), isa_(&is
   }
   bias_.resize(out_blocks * kBlock);
   std::copy(spec_.bias.begin(), spec_.bias.end(), bias_.data());
-  winograd_ ? winograd_weights() : bf16_ ? pack_pairs() : pack_weights();
+  winograd_ ? winograd_weights() : rows_ ? rows_weights() : bf16_ ? pack_pairs() : pack_weights();
 }
 
 void Conv::check() {
@@ -165,9 +166,12 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
   const std::string& label = spec_.label;
   out->domain_rows = ceil_div(s.out.h, spec_.out_stride);
   out->domain_columns = ceil_div(s.out.w, spec_.out_stride);
-  winograd_ ? winograd_plan(s, threads, out) : direct_plan(s, threads, out);
+  winograd_ ? winograd_plan(s, threads, out)
+  : rows_   ? rows_plan(s, threads, out)
+            : direct_plan(s, threads, out);
   const int64_t parities = winograd_ ? spec_.stride : 1;
-  const int64_t rows = window(out->domain_rows, span_y_, winograd_rows_) * parities;
+  const int64_t rows = rows_ ? rows_window(out->domain_rows)
+                             : window(out->domain_rows, span_y_, winograd_rows_) * parities;
   const int64_t columns = window(out->domain_columns, span_x_, winograd_) * parities;
   out->first_y = low_y_;
   out->first_x = low_x_;
@@ -198,6 +202,12 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
     out->flops += 2.0 * s.images * spec_.outputs * spec_.inputs * p.kh * p.kw *
                   phase_count(0, out->domain_rows, p.ry, s.out.h) *
                   phase_count(0, out->domain_columns, p.rx, s.out.w);
+  out->products = out->flops / 2;
+  if (winograd_)
+    out->products = 6.0 * winograd_points() * phases_.size() * winograd_inputs() * spec_.outputs *
+                    s.images * ceil_div(out->domain_rows, winograd_rows_) *
+                    ceil_div(out->domain_columns, winograd_);
+  if (rows_) out->products = rows_products(s);
 }
 
 void Conv::direct_plan(const ConvShape& s, int threads, StepPlan* out) const {
@@ -206,9 +216,7 @@ void Conv::direct_plan(const ConvShape& s, int threads, StepPlan* out) const {
   out->part_rows = out->tile_rows;
   const int64_t tile_rows = (out->tile_rows - 1) * spec_.stride + span_y_;
   const int64_t tile_columns = (out->tile_columns - 1) * spec_.stride + span_x_;
-  const int64_t per_pixel = format() == kPanel16  ? blocks_of(spec_.inputs) * kBlock
-                            : format() == kPanel4 ? 4
-                                                  : spec_.inputs;
+  const int64_t per_pixel = format() == kPanel16 ? blocks_of(spec_.inputs) * kBlock : spec_.inputs;
   // The kernel for few outputs reads whole vectors: one block of slack per row.
   out->panel_floats =
       align16(tile_rows * (ceil_div(tile_columns, kBlock) + 1) * kBlock * per_pixel + kSlack);
@@ -219,7 +227,7 @@ void Conv::direct_plan(const ConvShape& s, int threads, StepPlan* out) const {
 FinishArgs Conv::finish_args(const ConvCall& c) const {
   FinishArgs f{};
   f.exact = c.exact;
-  f.dtype = c.dtype;
+  f.dtype = c.out.dtype;
   f.planar = c.out.planar;
   f.act = spec_.act;
   f.slope = spec_.slope;
@@ -235,7 +243,7 @@ void Conv::finish_place(const ConvCall& c, const Tile& t, int64_t block, int64_t
   const auto at = [&](const ConvTensor& v) {
     const int64_t channel = v.planar ? block * kBlock * v.block : block * v.block;
     return static_cast<char*>(v.data) +
-           (t.image * v.image + channel + y * v.row + x * v.pixel) * element(c.dtype);
+           (t.image * v.image + channel + y * v.row + x * v.pixel) * v.bytes();
   };
   f->out = at(c.out);
   f->residual = c.residual.data ? at(c.residual) : nullptr;
@@ -260,7 +268,7 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
   m.kw = phase.kw;
   m.channels = channels;
   m.pixel = static_cast<int>(in_place(c) ? c.in.pixel : channels) * spec_.stride;
-  if (bf16_ && format() == kPanel4) {  // the taps of a row lie side by side
+  if (format() == kPanel4) {  // the taps of a row lie side by side
     m.last = m.channels = phase.kw * channels;
     m.kw = std::min(phase.kw, 1);
   }
@@ -278,6 +286,7 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
     const int64_t pieces = ceil_div(columns, most);
     m.weights = weights_.data() + phase.group[g];
     m.bias = bias_.data() + block * kBlock;
+    m.ahead = in_place(c) && g == t.first_group;  // no pass over the input came before
     f.nb = nb;
     f.channels = group_channels(g, block);
     f.stats = t.stats ? t.stats + block * 3 * kBlock : nullptr;
@@ -289,9 +298,6 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
         m.panel = static_cast<char*>(pack.dst) +
                   (window + r * spec_.stride * pack.dst_row + x0 * m.pixel) * factor_bytes();
         f.pixels = static_cast<int>(x1 - x0);
-        if (in_place(c) && g == t.first_group)  // no pass over the input came before
-          for (int64_t i = 0; i < f.pixels * m.pixel; i += 32)
-            __builtin_prefetch(static_cast<const uint16_t*>(m.panel) + f.pixels * m.pixel + i);
         micro(m, f.pixels, nb);
         finish_place(c, t, block, y, (t.column + x0) * spec_.out_stride + phase.rx, &f);
         isa_->finish(f);
@@ -304,7 +310,7 @@ void Conv::blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, c
 
 void Conv::small_phase(const ConvCall& c, const Tile& t, const PackArgs& pack,
                        float* buffer) const {
-  const bool direct = c.dtype == kFloat32 && c.out.pixel == 1 && !c.residual.data;
+  const bool direct = c.out.dtype == kFloat32 && c.out.pixel == 1 && !c.residual.data;
   const int64_t stride = align16(t.columns);
   SmallArgs s{};
   s.weights = weights_.data() + phases_[0].group[0];
@@ -319,18 +325,8 @@ void Conv::small_phase(const ConvCall& c, const Tile& t, const PackArgs& pack,
   s.out_channel = direct ? c.out.block : stride;
   s.act = direct ? spec_.act : kActNone;
   s.slope = spec_.slope;
-  RowsArgs w{};
+  RowsArgs w = rows_args(c, stride, s.pixels);
   w.rows = buffer;
-  w.stride = stride;
-  w.channels = spec_.outputs;
-  w.pixels = s.pixels;
-  w.dtype = c.dtype;
-  w.out_channel = c.out.block;
-  w.out_pixel = c.out.pixel;
-  w.res_channel = c.residual.block;
-  w.res_pixel = c.residual.pixel;
-  w.act = spec_.act;
-  w.slope = spec_.slope;
   FinishArgs place{};
   for (int64_t r = 0; r < t.rows; ++r) {
     finish_place(c, t, 0, t.row + r, t.column, &place);
@@ -344,13 +340,28 @@ void Conv::small_phase(const ConvCall& c, const Tile& t, const PackArgs& pack,
   }
 }
 
+RowsArgs Conv::rows_args(const ConvCall& c, int64_t stride, int64_t pixels) const {
+  RowsArgs w{};
+  w.stride = stride;
+  w.channels = spec_.outputs;
+  w.pixels = static_cast<int>(pixels);
+  w.dtype = c.out.dtype;
+  w.out_channel = c.out.block;
+  w.out_pixel = c.out.pixel;
+  w.res_channel = c.residual.block;
+  w.res_pixel = c.residual.pixel;
+  w.act = spec_.act;
+  w.slope = spec_.slope;
+  return w;
+}
+
 PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool copying) const {
   const StepPlan& p = *c.step;
   const Source& source = spec_.source;
   const int64_t image = spec_.flat ? 0 : t.image;
   PackArgs a{};
-  a.src = c.in.view(image, element(c.dtype));
-  a.dtype = c.dtype;
+  a.src = c.in.view(image);
+  a.dtype = c.in.dtype;
   a.exact = c.exact;
   if (c.scale) {
     a.scale = c.scale + image * c.slot_image;
@@ -372,12 +383,12 @@ PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool co
   a.src_y = p.maps.src_y.data() + y0;
   a.src_x = p.maps.src_x.data() + x0;
   if (a.combine) {
-    a.res = c.load_residual.view(image, element(c.dtype));
+    a.res = c.load_residual.view(image);
     a.res_y = p.maps.res_y.data() + y0;
     a.res_x = p.maps.res_x.data() + x0;
   }
   a.format = format();
-  a.bf16 = bf16_ && !winograd_;
+  a.bf16 = bf16_ && !winograd_ && !rows_;
   a.dst = panel;
   if (a.format == kPanelPlanar) {
     a.dst_row = (ceil_div(a.cols, kBlock) + 1) * kBlock;
@@ -386,13 +397,14 @@ PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool co
   }
   a.dst_block = a.rows * a.dst_row;
   if (in_place(c)) {
-    a.dst = const_cast<uint16_t*>(static_cast<const uint16_t*>(a.src.data) + y0 * a.src.row +
-                                  x0 * a.src.pixel);
+    a.dst = const_cast<char*>(static_cast<const char*>(a.src.data) +
+                              (y0 * a.src.row + x0 * a.src.pixel) * factor_bytes());
     a.dst_row = a.src.row;
     a.dst_block = a.src.block;
   }
   if (!copying) return a;
-  a.store = static_cast<float*>(c.copy.data) + t.image * c.copy.image;
+  a.store = static_cast<char*>(c.copy.data) + t.image * c.copy.image * c.copy.bytes();
+  a.store_bf16 = c.copy.dtype == kBFloat16;
   a.store_block = c.copy.block;
   a.store_row = c.copy.row;
   // Each tile owns its window up to the start of the next one; the last owns the rest.
@@ -431,6 +443,7 @@ void Conv::tile(const ConvCall& c, int64_t item, int thread) const {
   }
   float* panel = c.panels + thread * c.panel_stride;
   const PackArgs a = pack_args(c, t, panel, c.copy.data && chunk == 0);
+  if (rows_) return rows_tile(c, t, a);
   if (!in_place(c)) isa_->pack(a);
   if (winograd_) {
     for (int parity = 1; parity < spec_.stride * spec_.stride; ++parity) pack_parity(p, a, parity);

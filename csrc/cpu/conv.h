@@ -22,20 +22,22 @@ struct ConvShape {
 // A tensor of a call; strides count elements. See View for `planar`, PackArgs for `exact`.
 struct ConvTensor {
   void* data = nullptr;
+  int dtype = kFloat32;
   int64_t image = 0, block = 0, row = 0, pixel = 0;
   int planar = 0;
 
-  View view(int64_t index, int64_t element) const {
-    return {static_cast<char*>(data) + index * image * element, block, row, pixel, planar};
+  int64_t bytes() const { return element_bytes(dtype); }
+  View view(int64_t index) const {
+    return {static_cast<char*>(data) + index * image * bytes(), block, row, pixel, planar};
   }
 };
 
 struct ConvCall {
   const StepPlan* step = nullptr;
   Pool* pool = nullptr;  // null: the pool of the fused operations
-  int dtype = 0;         // of all tensors
   bool exact = false;    // tensors have no memory behind their last channel
   const ConvShape* shape = nullptr;
+  // A residual has the dtype of what it is added to; `copy` is float32 or bfloat16.
   ConvTensor in, load_residual, out, residual, copy;
   const float *scale = nullptr, *shift = nullptr;  // padded to whole blocks
   int64_t slot_image = 0;                          // from image to image
@@ -86,14 +88,34 @@ class Conv {
   void blocked_phase(const ConvCall& c, const Phase& phase, const Tile& t, const PackArgs& pack,
                      int64_t* done) const;
   void small_phase(const ConvCall& c, const Tile& t, const PackArgs& pack, float* buffer) const;
+  RowsArgs rows_args(const ConvCall& c, int64_t stride, int64_t pixels) const;
   int64_t phase_count(int64_t first, int64_t count, int64_t r, int64_t size) const;
   int format() const { return spec_.small ? kPanelPlanar : spec_.inputs <= 4 ? kPanel4 : kPanel16; }
 
   // conv_bf16.cpp
   void pack_pairs();
+  void pack_small_pairs();
   bool in_place(const ConvCall& c) const;
   int64_t factor_bytes() const { return bf16_ ? 2 : 4; }
-  int panel_pixel() const { return format() == kPanel16 ? kBlock : bf16_ ? spec_.inputs : 4; }
+  int panel_pixel() const { return format() == kPanel16 ? kBlock : spec_.inputs; }
+
+  // winograd_rows.cpp
+  struct RowsScratch {
+    int64_t ring, v, m, y;
+    int64_t slots, row, line, batch;  // line: floats of a row of outputs; batch: its pixels
+    int64_t total() const { return ring + v + m + y; }
+  };
+  void rows_size();
+  void rows_weights();
+  int64_t rows_window(int64_t count) const;
+  double rows_products(const ConvShape& shape) const;
+  RowsScratch rows_scratch(const StepPlan& plan) const;
+  void rows_plan(const ConvShape& shape, int threads, StepPlan* out) const;
+  void rows_tile(const ConvCall& c, const Tile& t, PackArgs pack) const;
+  void rows_few(const ConvCall& c, const Tile& t, const RowsScratch& s, float* v, int64_t first,
+                int64_t rows, int64_t done) const;
+  void rows_small(const ConvCall& c, const Tile& t, const RowsScratch& s, float* v, int64_t first,
+                  int64_t rows) const;
 
   // winograd.cpp
   struct Scratch {
@@ -118,12 +140,13 @@ class Conv {
 
   ConvSpec spec_;
   const Kernels* isa_;
-  std::vector<Phase> phases_;
-  std::vector<int> groups_;  // channel blocks of each output group
+  std::vector<Phase> phases_, points_;  // points_: weights of winograd_rows.cpp
+  std::vector<int> groups_;             // channel blocks of each output group
   Weights weights_, bias_;
   int low_y_ = 0, low_x_ = 0, span_y_ = 1, span_x_ = 1;
   bool bf16_ = false;                     // products of bfloat16
   int winograd_ = 0, winograd_rows_ = 0;  // outputs of a Winograd tile, or 0: not worth it
+  int rows_ = 0;  // groups of kernel rows of a Winograd convolution along the rows, or 0
 };
 
 }  // namespace fastgen

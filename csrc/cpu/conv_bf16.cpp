@@ -25,6 +25,7 @@ float bf16_pair(float first, float second) {
 // Runs of neighbouring values in the panel, cut into pairs (see MicroArgs): the channels of a block
 // for each tap; of few channels all taps of a row.
 void Conv::pack_pairs() {
+  if (spec_.small) return pack_small_pairs();
   const bool few = format() == kPanel4;
   const auto run = [&](const PhaseSpec& p, int64_t block) {
     return few ? p.kw * spec_.inputs
@@ -71,14 +72,39 @@ void Conv::pack_pairs() {
   }
 }
 
-// Whether the input is a panel as it is: bfloat16 with neighbouring channels, one tap, no
-// arithmetic on load, and no single last channel, which is paired with what follows it.
+// The kernel for few outputs: [pair of inputs][ky][kx][outputs].
+void Conv::pack_small_pairs() {
+  const int64_t pairs = ceil_div(spec_.inputs, 2);
+  size_t total = 0;
+  for (const PhaseSpec& p : spec_.phases) {
+    phases_.push_back({p.kh, p.kw, p.dy, p.dx, p.ry, p.rx, total, {total}});
+    total += ceil_div(pairs * p.kh * p.kw * spec_.outputs, kBlock) * kBlock;
+  }
+  weights_.resize(total);
+  for (size_t i = 0; i < phases_.size(); ++i) {
+    PhaseSpec& p = spec_.phases[i];
+    const int taps = p.kh * p.kw;
+    const auto weight = [&](int64_t o, int64_t input, int tap) {
+      return input < spec_.inputs ? p.weights[(o * spec_.inputs + input) * taps + tap] : 0.0f;
+    };
+    float* to = weights_.data() + phases_[i].weights;
+    for (int64_t pair = 0; pair < pairs; ++pair)
+      for (int tap = 0; tap < taps; ++tap)
+        for (int64_t o = 0; o < spec_.outputs; ++o)
+          *to++ = bf16_pair(weight(o, 2 * pair, tap), weight(o, 2 * pair + 1, tap));
+    std::vector<float>().swap(p.weights);
+  }
+}
+
+// Whether the input is a panel as it is: neighbouring channels in the type of the factors, one tap,
+// no arithmetic on load, and of bfloat16 no single last channel, which is paired with what follows.
 bool Conv::in_place(const ConvCall& c) const {
   const Source& s = spec_.source;
-  return bf16_ && !winograd_ && c.dtype == kBFloat16 && !c.in.planar && format() == kPanel16 &&
-         phases_.size() == 1 && span_y_ == 1 && span_x_ == 1 && low_y_ == 0 && low_x_ == 0 &&
-         !spec_.flat && s.views.empty() && s.pre == kActNone && s.post == kActNone && !c.scale &&
-         !c.load_residual.data && !c.copy.data && spec_.inputs % kBlock != 1;
+  return c.in.dtype == (bf16_ ? kBFloat16 : kFloat32) && !winograd_ && !c.in.planar &&
+         format() == kPanel16 && phases_.size() == 1 && span_y_ == 1 && span_x_ == 1 &&
+         low_y_ == 0 && low_x_ == 0 && !spec_.flat && s.views.empty() && s.pre == kActNone &&
+         s.post == kActNone && !c.scale && !c.load_residual.data && !c.copy.data &&
+         (!bf16_ || spec_.inputs % kBlock != 1);
 }
 
 }  // namespace fastgen

@@ -82,6 +82,7 @@ bool dense(const Strided& t, bool last) {
 ConvTensor tensor(const Strided& t, bool last, bool few) {
   ConvTensor r;
   r.data = const_cast<void*>(t.data);
+  r.dtype = t.dtype;
   r.image = t.n == 1 ? 0 : t.c * t.h * t.w;
   r.planar = !last || few;
   r.block = last ? (few ? 1 : kBlock) : t.h * t.w;
@@ -203,7 +204,6 @@ void PackedConv::run(const Strided& x, const Strided& y, const Strided& residual
   ConvCall call;
   call.step = &plan;
   call.shape = &entry->shape;
-  call.dtype = spec.dtype;
   call.exact = true;
   call.in = tensor(x, last, spec.inputs <= 4);
   call.out = tensor(y, last, impl_->conv.spec().small);

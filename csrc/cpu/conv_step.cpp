@@ -72,7 +72,7 @@ class ConvStep final : public Step {
 
   static ConvTensor tensor(const Context& c, int value) {
     const Value& v = c.value(value);
-    return {c.data(value), v.image, v.block, v.row, v.pixel, v.shape.planar ? 1 : 0};
+    return {c.data(value), v.shape.dtype, v.image, v.block, v.row, v.pixel, v.shape.planar ? 1 : 0};
   }
 
   Source source_;  // as the engine knows it; the convolution may read it in another way

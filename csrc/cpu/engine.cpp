@@ -123,7 +123,9 @@ int64_t Engine::value_floats(const ValueShape& s) {
     floats *= size;  // at most 2^40 * 2^24 before the check
     if (floats > kMaxFloats) throw OutOfMemory("a value has more than 2^40 elements");
   }
-  return floats;
+  require(s.dtype == kFloat32 || (s.dtype == kBFloat16 && !s.planar),
+          "a value must be float32, or bfloat16 in blocks");
+  return ceil_div(floats * element_bytes(s.dtype), 4);
 }
 
 std::shared_ptr<const Plan> Engine::plan(const std::vector<ValueShape>& values,
@@ -176,6 +178,12 @@ std::shared_ptr<const Plan> Engine::plan(const std::vector<ValueShape>& values,
 }
 
 int64_t Engine::plan_bytes(const Plan& plan) { return plan.total_floats * 4; }
+
+std::vector<StepCost> Engine::plan_costs(const Plan& plan) {
+  std::vector<StepCost> costs;
+  for (const StepPlan& step : plan.steps) costs.push_back({step.flops, step.products});
+  return costs;
+}
 
 void Engine::Impl::execute(const Plan& plan, const std::vector<float*>& externals) {
   Context context{};

@@ -22,6 +22,8 @@ void require(bool ok, const std::string& message);
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t blocks_of(int64_t channels) { return ceil_div(channels, kBlock); }
 
+inline int64_t element_bytes(int dtype) { return dtype == kFloat32 ? 4 : 2; }
+
 // 64-byte aligned weights.
 class Weights {
  public:
@@ -36,7 +38,7 @@ class Weights {
 
 struct Value {
   ValueShape shape;
-  int64_t image, block, row, pixel;  // strides in floats
+  int64_t image, block, row, pixel;  // strides in elements
 };
 
 // Source rows and columns of every window position of a step, residual included.
@@ -53,7 +55,8 @@ struct StepPlan {
   int64_t panel_floats = 0, stats_floats = 0;
   int64_t first_y = 0, first_x = 0;  // window position 0 in input coordinates
   int64_t part_rows = 1;             // domain rows whose statistics are summed together
-  double flops = 0;
+  double flops = 0;                  // of the convolution as it was given
+  double products = 0;               // multiply-adds that are done
 };
 
 struct Slot {
@@ -86,6 +89,7 @@ struct Context {
   const std::vector<float*>* externals;
 
   const Value& value(int index) const { return plan->values[index]; }
+  // Where the value's elements start, whatever their type.
   float* data(int index) const {
     const int64_t offset = plan->values[index].shape.offset;
     return offset >= 0 ? arena + offset : (*externals)[-1 - offset];
@@ -122,7 +126,8 @@ std::unique_ptr<Step> make_concat(const std::string& label, std::vector<int> val
 std::unique_ptr<Step> make_broadcast(const std::string& label, int value, int out);
 std::unique_ptr<Step> make_reshape(const std::string& label, int value, int out);
 
-// source.cpp: reading a value through its pending epilogue.
+// source.cpp: reading a value through its pending epilogue. The value and its residual are of the
+// same type, float32 or bfloat16.
 void check_source(const Plan& plan, const std::vector<Slot>& slots, const Source& source,
                   const std::string& label);
 struct Extent {

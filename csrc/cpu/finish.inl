@@ -149,6 +149,10 @@ void rows_as(const RowsArgs& a) {
         v += r;
       }
       v = activate(v, a.act, a.slope);
+      if (a.out_pixel == 1) {
+        n == VL ? store_as(out + x, v) : store_part(out + x, v, n);
+        continue;
+      }
       T line[VL];
       store_as(line, v);
       for (int i = 0; i < n; ++i) out[(x + i) * a.out_pixel] = line[i];

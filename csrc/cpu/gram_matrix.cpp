@@ -35,11 +35,11 @@ struct Split {
   }
 
   int64_t first_block(int64_t part) const { return blocks * part / parts; }
-  // Rows of equal area of the triangle, whole pairs.
+  // Rows of equal area of the triangle, whole blocks of 16 channels.
   int64_t first_row(int64_t group) const {
     if (group == groups) return rows;
     const double share = std::sqrt(static_cast<double>(group) / static_cast<double>(groups));
-    return static_cast<int64_t>(share * static_cast<double>(rows)) / 2 * 2;
+    return static_cast<int64_t>(share * static_cast<double>(rows)) / 4 * 4;
   }
 };
 
@@ -80,7 +80,10 @@ void gram_matrix(const Strided& x, float* out, const std::string& isa) {
   const Split s(x.n, x.c, positions);
   const int64_t image_sums = s.parts * s.tiles * kTileSums;
   const int64_t batch = std::min(x.n, std::max<int64_t>(1, kMostSums / image_sums));
-  const int64_t panel = s.rows * kGramTile * kGramPositions;
+  // Turning few channels takes less time than filling them up to whole blocks.
+  const bool blocked = position != 1 && x.c >= (x.dtype == kBFloat16 ? 2 : 3) * kBlock;
+  const int64_t panel =
+      blocked ? ceil_div(x.c, kBlock) * kGramBlock : s.rows * kGramTile * kGramPositions;
   const int threads = batch * s.parts * s.groups == 1 ? 1 : op_threads();
   float* panels = op_scratch(sizeof(float) * (panel * threads + 2 * image_sums * batch));
   double* sums = reinterpret_cast<double*>(panels + panel * threads);
@@ -106,10 +109,18 @@ void gram_matrix(const Strided& x, float* out, const std::string& isa) {
         pack.position = position;
         pack.channels = std::min(x.c, last * kGramTile);
         pack.count = static_cast<int>(std::min<int64_t>(kGramPositions, positions - at));
+        pack.blocked = blocked;
         pack.panel = panels + thread * panel;
         kernels.gram_pack(pack);
         const int filled = static_cast<int>(ceil_div(pack.count, kGramFill)) * kGramFill;
-        GramTileArgs tiles = {pack.panel, x.dtype, filled, first, last, mine, {}, 0, 0, 0};
+        GramTileArgs tiles{};
+        tiles.panel = pack.panel;
+        tiles.dtype = x.dtype;
+        tiles.blocked = blocked;
+        tiles.count = blocked ? pack.count : filled;
+        tiles.first = first;
+        tiles.last = last;
+        tiles.sums = mine;
         if (b + 1 < s.first_block(part + 1)) {
           const int64_t span = std::min<int64_t>(kGramPositions, positions - at - kGramPositions);
           tiles.next = static_cast<const char*>(pack.data) + kGramPositions * position * bytes;

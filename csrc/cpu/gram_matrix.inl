@@ -90,24 +90,35 @@ inline void gram_tile(const float* a, const float* b, int count, double* sums) {
   }
 }
 
+// Brings what the next panel will load into a cache, some of it with every tile.
+struct GramAhead {
+  const GramTileArgs& a;
+  int64_t each, row = 0, line = 0;
+
+  GramAhead(const GramTileArgs& args, int64_t tiles)
+      : a(args), each((args.next_rows * args.next_lines + tiles - 1) / tiles) {}
+  void some() {
+    for (int64_t k = 0; k < each && row < a.next_rows; ++k) {
+      __builtin_prefetch(a.next + row * a.next_row + line * 64, 0, 2);
+      if (++line == a.next_lines) line = 0, ++row;
+    }
+  }
+};
+
 template <bool PAIRS>
 void gram_tiles_as(const GramTileArgs& a) {
   // Columns of at most 128 channels stay in the level 2 cache; 2x2 tiles share rows in level 1.
   constexpr int64_t kColumns = 32;
   const int64_t tiles = (a.last * (a.last + 1) - a.first * (a.first + 1)) / 2;
-  // Few tiles are too quick to hide it.
-  const int64_t ahead = tiles < 32 ? 0 : (a.next_rows * a.next_lines + tiles - 1) / tiles;
-  int64_t next_row = 0, next_line = 0;
+  GramAhead ahead(a, tiles);
+  if (tiles < 32) ahead.each = 0;  // too quick to hide it
   const auto row = [&a](int64_t tile) { return a.panel + tile * kGramTile * kGramPositions; };
   for (int64_t from = 0; from < a.last; from += kColumns)
     for (int64_t i2 = from > a.first ? from : a.first; i2 < a.last; i2 += 2)
       for (int64_t j2 = from; j2 < from + kColumns && j2 <= i2 + 1; j2 += 2)
         for (int64_t i = i2; i < i2 + 2 && i < a.last; ++i)
           for (int64_t j = j2; j < j2 + 2 && j <= i; ++j) {
-            for (int64_t k = 0; k < ahead && next_row < a.next_rows; ++k) {
-              __builtin_prefetch(a.next + next_row * a.next_row + next_line * 64, 0, 2);
-              if (++next_line == a.next_lines) next_line = 0, ++next_row;
-            }
+            ahead.some();
             double* sums = a.sums + (i * (i + 1) / 2 + j) * (kGramTile * kGramTile);
             for (int s = 0; s < kGramTile; s += FASTGEN_GRAM_COLS)
               gram_tile<FASTGEN_GRAM_COLS, PAIRS>(row(i), row(j) + s * kGramPositions, a.count,
@@ -115,9 +126,15 @@ void gram_tiles_as(const GramTileArgs& a) {
           }
 }
 
+#include "gram_blocked.inl"
+
+template <bool PAIRS>
+void gram_tiles_of(const GramTileArgs& a) {
+  a.blocked ? gram_blocked_as<PAIRS>(a) : gram_tiles_as<PAIRS>(a);
+}
+
 void gram_tiles(const GramTileArgs& a) {
-  if (kPairs && a.dtype == kBFloat16) return gram_tiles_as<kPairs>(a);
-  gram_tiles_as<false>(a);
+  kPairs&& a.dtype == kBFloat16 ? gram_tiles_of<kPairs>(a) : gram_tiles_of<false>(a);
 }
 
 // Row c of the panel.
@@ -180,6 +197,7 @@ void gram_pack_turned(const GramPackArgs& a) {
 
 template <typename T>
 void gram_pack_as(const GramPackArgs& a) {
+  if (a.blocked) return gram_pack_blocks<T>(a);
   a.position == 1 ? gram_pack_rows<T>(a) : gram_pack_turned<T>(a);
   const int64_t rows = (a.channels + kGramTile - 1) / kGramTile * kGramTile;
   const int filled = (a.count + kGramFill - 1) / kGramFill * kGramFill;

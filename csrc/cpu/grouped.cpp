@@ -43,6 +43,7 @@ class Grouped final : public Step {
     const ValueShape& to = plan.values[spec_.out].shape;
     require(in.c == spec_.inputs && to.c == spec_.outputs && in.n == to.n && !to.planar,
             label + ": value has the wrong number of channels or images");
+    require(to.dtype == kFloat32, label + ": the output must be float32");
     const PhaseSpec& p = spec_.phases[0];
     // One output row at a time.
     const int64_t columns = (to.w - 1) * spec_.stride + p.kw;

@@ -19,7 +19,7 @@ enum Combine : int { kCombineNone = 0, kCombineAdd = 1, kCombineMul = 2 };
 // Layout of a packed input panel.
 enum PanelFormat : int {
   kPanel16 = 0,     // [block][row][x][16]
-  kPanel4 = 1,      // [row][x][4], for at most 4 channels; bfloat16: [row][x][channels]
+  kPanel4 = 1,      // [row][x][channels], for at most 4 channels
   kPanelPlanar = 2  // [channel][row][x]
 };
 
@@ -51,7 +51,8 @@ struct PackArgs {
   int bf16;  // not for kPanelPlanar
   // When `store` is not null the loaded values of window rows [y0, y1) and columns [x0, x1) are
   // also written to a blocked tensor with the source's row and column numbers (kPanel16 only).
-  float* store;
+  void* store;  // float, or bfloat16 with `store_bf16`
+  int store_bf16;
   int64_t store_block, store_row;
   int store_y0, store_y1, store_x0, store_x1;
 };
@@ -68,8 +69,9 @@ struct MicroArgs {
   int64_t panel_block, panel_row;
   int blocks, last;  // input blocks; channels in the last one
   int kh, kw;
-  int channels;  // channels per panel pixel: 16 or 4
+  int channels;  // of a tap: 16; of few channels all taps of a row lie side by side and are one
   int pixel;     // panel elements between neighbouring outputs: channels*stride
+  int ahead;     // bring what the next tile reads, which comes right behind, into the cache
 };
 
 // Writes a tile of outputs: y = act(tile + residual), with statistics of y before it is rounded.
@@ -124,7 +126,33 @@ struct WinogradOutput {
   float* out;  // [m_y][tiles*m_x pixels][nb*16]
 };
 
-// Convolution with at most 4 output channels: vector lanes run over the pixels of one row.
+// The same along the rows only (see winograd_rows.cpp): 6 rows become 6, one for each point.
+enum LinesFormat : int {
+  kLinesFloat = 0,
+  kLinesBF16 = 1,
+  kLinesPairs = 2  // 32 bits with bfloat16 of `in` (lower half) and of `other`
+};
+struct LinesInput {
+  const float *in[6], *other[6];  // kLinesPairs: `other` is null for zeros
+  int count;                      // floats, a multiple of 16
+  int format;
+  void* out;
+  int64_t out_row;  // from point to point, in elements of 2 or 4 bytes
+};
+
+// 6 rows of products become 4 of outputs: in + bias[position % period], or bias[0] without one.
+struct LinesOutput {
+  const float* in;
+  int64_t in_row;
+  int count;  // floats, a multiple of 16
+  const float* bias;
+  int period;  // 0, 16 or 32
+  float* out;
+  int64_t out_row;
+};
+
+// Convolution with at most 4 output channels: vector lanes run over the pixels of one row. Panel
+// and weights of small_bf16 are 32-bit pairs of bfloat16 of two inputs.
 struct SmallArgs {
   const float* panel;    // kPanelPlanar, first pixel, first tap
   const float* weights;  // [input][ky][kx][outputs]
@@ -152,7 +180,10 @@ struct ImageRowArgs {
 };
 
 // gram_matrix works on panels: [channel, padded with zeros to a multiple of 4][kGramPositions].
+// Blocked ones, for channels that are neighbours: [channel / 16][position][16], or pairs of
+// positions; from block to block kGramBlock.
 constexpr int kGramPositions = 512;
+constexpr int64_t kGramBlock = (kGramPositions + 1) * kBlock;
 constexpr int kGramFill = 32;  // positions are filled up with zeros to a multiple of this
 constexpr int kGramTile = 4;   // channels on each side of a tile of the result
 
@@ -164,6 +195,7 @@ struct GramPackArgs {
   int64_t channel, position;  // strides in elements
   int64_t channels;
   int count;
+  int blocked;  // the panel; channel is 1
   float* panel;
 };
 
@@ -171,8 +203,9 @@ struct GramPackArgs {
 // of the lower triangle in rows. Rows [first, last) of tiles.
 struct GramTileArgs {
   const float* panel;
-  int dtype;  // what the panel was loaded from
-  int count;  // positions, a multiple of kGramFill
+  int dtype;    // what the panel was loaded from
+  int blocked;  // the panel; `first` is a multiple of 4 then
+  int count;    // positions, if not blocked a multiple of kGramFill
   int64_t first, last;
   double* sums;
   // What the next panel will load, brought into a cache meanwhile: rows of whole lines.
@@ -207,9 +240,12 @@ struct Kernels {
   void (*micro_bf16)(const MicroArgs&, int pixels, int nb);
   void (*finish)(const FinishArgs&);
   void (*small)(const SmallArgs&);
+  void (*small_bf16)(const SmallArgs&);
   void (*rows)(const RowsArgs&);
   void (*winograd_input)(const WinogradInput&);
   void (*winograd_output)(const WinogradOutput&);
+  void (*lines_input)(const LinesInput&);
+  void (*lines_output)(const LinesOutput&);
   // Statistics as in FinishArgs of `count` pixels, 16 channels at a time.
   void (*moments)(const float* x, int64_t count, float* stats);
   // One output row of a depthwise convolution, 16 channels.

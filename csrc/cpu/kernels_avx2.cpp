@@ -14,6 +14,8 @@
 #define FASTGEN_SMALL3 3  // vectors of pixels x 3 outputs in the small kernel
 #define FASTGEN_SMALL4 2
 #define FASTGEN_GRAM_COLS 2  // 4x2 vectors of sums
+#define FASTGEN_GRAM_ROWS 4  // times vectors of sums, for channels_last
+#define FASTGEN_GRAM_VECTORS 3
 
 namespace fastgen {
 namespace {
@@ -24,6 +26,7 @@ namespace {
 #include "micro_bf16.inl"
 #include "move.inl"
 #include "pack.inl"
+#include "small.inl"
 #include "winograd.inl"
 }  // namespace
 
@@ -36,10 +39,13 @@ const Kernels* kernels_avx2() {
                                     micro,
                                     micro_bf16,
                                     finish,
-                                    small,
+                                    small_as<false>,
+                                    small_as<true>,
                                     rows,
                                     winograd_input,
                                     winograd_output,
+                                    lines_input,
+                                    lines_output,
                                     moments,
                                     depthwise,
                                     image_load,

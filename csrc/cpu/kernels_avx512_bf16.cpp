@@ -11,7 +11,11 @@
 #define FASTGEN_NB 2
 #define FASTGEN_PIXELS1 28
 #define FASTGEN_PIXELS2 14
+#define FASTGEN_SMALL3 8
+#define FASTGEN_SMALL4 6
 #define FASTGEN_GRAM_COLS 4
+#define FASTGEN_GRAM_ROWS 8  // times vectors of sums, for channels_last
+#define FASTGEN_GRAM_VECTORS 3
 
 namespace fastgen {
 namespace {
@@ -19,6 +23,7 @@ namespace {
 #include "gram_matrix.inl"
 #include "micro_bf16.inl"
 #include "pack.inl"
+#include "small.inl"
 #include "winograd.inl"
 
 // As that of the other instruction sets, with bfloat16 factors.
@@ -49,6 +54,9 @@ const Kernels* kernels_avx512_bf16() {
     k.rows = rows;
     k.winograd_input = winograd_input;
     k.winograd_output = winograd_output;
+    k.lines_input = lines_input;
+    k.lines_output = lines_output;
+    k.small_bf16 = small_as<true>;
     k.gram_pack = gram_pack;
     k.gram_tiles = gram_tiles;
     return k;

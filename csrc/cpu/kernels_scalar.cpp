@@ -14,9 +14,13 @@
 #if defined(__aarch64__)
 #define FASTGEN_PIXELS1 6  // 32 vector registers
 #define FASTGEN_GRAM_COLS 4
+#define FASTGEN_GRAM_ROWS 4  // times vectors of sums, for channels_last
+#define FASTGEN_GRAM_VECTORS 2
 #else
 #define FASTGEN_PIXELS1 2
 #define FASTGEN_GRAM_COLS 2  // 4x2 vectors of sums
+#define FASTGEN_GRAM_ROWS 4  // times vectors of sums, for channels_last
+#define FASTGEN_GRAM_VECTORS 2
 #endif
 #define FASTGEN_PIXELS2 0
 #define FASTGEN_SMALL3 3  // vectors of pixels x 3 outputs in the small kernel
@@ -31,6 +35,7 @@ namespace {
 #include "micro_bf16.inl"
 #include "move.inl"
 #include "pack.inl"
+#include "small.inl"
 #include "winograd.inl"
 }  // namespace
 
@@ -43,10 +48,13 @@ const Kernels* kernels_scalar() {
                                     micro,
                                     micro_bf16,
                                     finish,
-                                    small,
+                                    small_as<false>,
+                                    small_as<true>,
                                     rows,
                                     winograd_input,
                                     winograd_output,
+                                    lines_input,
+                                    lines_output,
                                     moments,
                                     depthwise,
                                     image_load,

@@ -1,7 +1,9 @@
 // Convolution and products with bfloat16 factors and float32 sums. Every 32 bits hold two
 // neighbouring input channels: one broadcast of them meets 16 pairs of weights. Included inside an
 // instruction set's anonymous namespace; without AVX512_BF16 the same numbers come from float32.
+#pragma once
 #include "half.inl"
+#include "pixels.inl"
 
 typedef int32_t viu __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 
@@ -23,23 +25,6 @@ inline vf dot(vf acc, vi x, vi w) {
 #endif
 }
 
-// Pixel p of a row with a stride known only at run time. Three multiples of the stride reach seven
-// pixels with the address arithmetic of a load; more would not stay in registers.
-struct Pixels {
-  int64_t one, three, five, seven;  // bytes
-
-  explicit Pixels(int64_t stride)
-      : one(2 * stride), three(6 * stride), five(10 * stride), seven(14 * stride) {
-    __asm__("" : "+r"(one), "+r"(three), "+r"(five), "+r"(seven));
-  }
-  const bf16* at(const bf16* x, int p) const {
-    const char* base = reinterpret_cast<const char*>(x);
-    for (; p >= 7; p -= 7) base += seven;
-    const int64_t offset = p == 3 ? three : p == 5 ? five : p == 6 ? three * 2 : one * p;
-    return reinterpret_cast<const bf16*>(base + offset);
-  }
-};
-
 // As micro_tile: P pixels x NB channel blocks stay in registers over all inputs and taps.
 template <int P, int NB, int PS>
 void micro_bf16_tile(const MicroArgs& a) {
@@ -49,7 +34,7 @@ void micro_bf16_tile(const MicroArgs& a) {
   for (int p = 0; p < P; ++p)
 #pragma GCC unroll 8
     for (int j = 0; j < J; ++j) acc[p][j] = load(a.bias + j * VL);
-  const Pixels pixels(a.pixel);
+  const Pixels<bf16> pixels(a.pixel);
   const int32_t* w = static_cast<const int32_t*>(a.weights);
   for (int b = 0; b < a.blocks; ++b) {
     const int count = b + 1 == a.blocks ? a.last : a.channels;
@@ -57,6 +42,11 @@ void micro_bf16_tile(const MicroArgs& a) {
     for (int ky = 0; ky < a.kh; ++ky) {
       const bf16* row = static_cast<const bf16*>(a.panel) + b * a.panel_block + ky * a.panel_row;
       for (int kx = 0; kx < a.kw; ++kx, row += a.channels) {
+        if (a.ahead && b % 2 == 0) {  // two blocks are a line
+#pragma GCC unroll 32
+          for (int p = 0; p < P; ++p)
+            __builtin_prefetch(PS ? row + (P + p) * PS : pixels.at(row, P + p));
+        }
         for (int i = 0; i < count; i += 2, w += NB * kBlock) {
           // Opaque: the compiler would split the loop, and spill registers in its second part.
           __asm__("" : "+r"(i));

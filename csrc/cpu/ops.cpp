@@ -10,7 +10,9 @@ namespace {
 
 const ValueShape& shape_of(const Plan& plan, int value, const std::string& label) {
   require(value >= 0 && value < static_cast<int>(plan.values.size()), label + ": unknown value");
-  return plan.values[value].shape;
+  const ValueShape& shape = plan.values[value].shape;
+  require(shape.dtype == kFloat32, label + ": values must be float32");
+  return shape;
 }
 
 // Everything with pending arithmetic or views that no convolution reads.
@@ -22,7 +24,7 @@ class Copy final : public Step {
   void plan(const Plan& plan, const std::vector<Slot>& slots, const Kernels&, int,
             StepPlan* out) const override {
     check_source(plan, slots, source_, label);
-    const ValueShape& from = shape_of(plan, source_.value, label);
+    const ValueShape& from = plan.values[source_.value].shape;
     const ValueShape& to = shape_of(plan, out_, label);
     int64_t height, width;
     source_size(plan, source_, &height, &width);

@@ -177,6 +177,15 @@ void pack_row(const PackArgs& a, int y, int first, int last, D* dst) {
   }
 }
 
+// Copies a loaded row of a block to where it is kept.
+template <class S, class D>
+void store_row(const PackArgs& a, int b, int y, const D* from) {
+  S* out = static_cast<S*>(a.store) + b * a.store_block + a.src_y[y] * a.store_row;
+  for (int x = a.store_x0; x < a.store_x1; ++x)
+    for (int j = 0; j < kBlock; j += VL)
+      store_factor(out + a.src_x[x] * kBlock + j, load_as(from + x * kBlock + j));
+}
+
 template <int MODE, class T, class D>
 void pack16(const PackArgs& a) {
   const int blocks = (a.channels + kBlock - 1) / kBlock;
@@ -192,37 +201,85 @@ void pack16(const PackArgs& a) {
       } else {
         pack_row16<MODE, T, D>(a, b, y, dst);
       }
-      if (a.store && y >= a.store_y0 && y < a.store_y1) {
-        float* out = a.store + b * a.store_block + a.src_y[y] * a.store_row;
-        for (int x = a.store_x0; x < a.store_x1; ++x)
-          for (int j = 0; j < kBlock; j += VL)
-            store(out + a.src_x[x] * kBlock + j, load_as(dst + x * kBlock + j));
-      }
+      if (a.store && y >= a.store_y0 && y < a.store_y1)
+        a.store_bf16 ? store_row<bf16>(a, b, y, dst) : store_row<float>(a, b, y, dst);
     }
 }
 
+// The longest run of columns whose sources are neighbours: [first, last).
+inline void longest_run(const int32_t* src_x, int cols, int* first, int* last) {
+  *first = *last = 0;
+  for (int x = 0, from = 0; x < cols; ++x) {
+    if (x > from && src_x[x] != src_x[x - 1] + 1) from = x;
+    if (src_x[x] < 0) from = x + 1;
+    if (x + 1 - from > *last - *first) *first = from, *last = x + 1;
+  }
+}
+
+template <class T, class D>
+inline void copy_factors(const T* src, int count, D* dst) {
+  int i = 0;
+  for (; i + VL <= count; i += VL) store_factor(dst + i, load_as(src + i));
+  if (i < count) store_part(dst + i, load_part(src + i, count - i), count - i);
+}
+
+// Planes of N channels into pixels of N.
+template <int N, class T, class D>
+void weave(const T* src, int64_t plane, int count, D* dst) {
+  constexpr int CHUNK = 64;
+  alignas(64) float planes[N][CHUNK], pixels[CHUNK * N];
+  for (int x = 0; x < count; x += CHUNK) {
+    const int n = count - x < CHUNK ? count - x : CHUNK;
+    for (int c = 0; c < N; ++c) copy_factors(src + c * plane + x, n, planes[c]);
+    for (int i = 0; i < n; ++i)
+      for (int c = 0; c < N; ++c) pixels[i * N + c] = planes[c][i];
+    copy_factors(pixels, n * N, dst + x * N);
+  }
+}
+
+template <class T, class D>
+inline void weave_of(int channels, const T* src, int64_t plane, int count, D* dst) {
+  switch (channels) {
+    case 2:
+      return weave<2>(src, plane, count, dst);
+    case 3:
+      return weave<3>(src, plane, count, dst);
+    default:
+      return weave<4>(src, plane, count, dst);
+  }
+}
+
+// Few channels, one by one; but an image without arithmetic on load is mostly runs of pixels.
 template <class T, class D>
 void pack4(const PackArgs& a) {
-  const int pixel = a.bf16 ? a.channels : 4;
+  const int n = a.channels;
+  const bool plain = a.src.planar && !a.scale && !a.pre && !a.combine && !a.post;
+  const bool beside = a.src.pixel == n && (n == 1 || a.src.block == 1);
+  int first = 0, last = 0;
+  if (plain && (beside || a.src.pixel == 1)) longest_run(a.src_x, a.cols, &first, &last);
   for (int y = 0; y < a.rows; ++y) {
     D* dst = static_cast<D*>(a.dst) + y * a.dst_row;
-    const bool plain = a.src.planar && !a.scale && !a.pre && !a.combine && !a.post;
     if (zero_row(a, y)) {
-      for (int x = 0; x < a.cols * pixel; ++x) store_one(dst + x, 0.0f);
+      for (int x = 0; x < a.cols * n; ++x) store_one(dst + x, 0.0f);
       continue;
     }
-    for (int c = 0; c < a.channels && plain; ++c) {
-      const T* src = static_cast<const T*>(a.src.data) + c * a.src.block + a.src_y[y] * a.src.row;
-      for (int x = 0; x < a.cols; ++x)
-        store_one(dst + x * pixel + c,
-                  a.src_x[x] >= 0 ? load_one(src + a.src_x[x] * a.src.pixel) : 0.0f);
+    if (last > first) {
+      const T* src =
+          static_cast<const T*>(a.src.data) + a.src_y[y] * a.src.row + a.src_x[first] * a.src.pixel;
+      if (beside)
+        copy_factors(src, (last - first) * n, dst + first * n);
+      else
+        weave_of(n, src, a.src.block, last - first, dst + first * n);
     }
-    for (int x = 0; x < a.cols && !plain; ++x)
-      for (int c = 0; c < a.channels; ++c)
-        store_one(dst + x * pixel + c, a.src_x[x] >= 0 ? fetch1<T>(a, c, a.src_y[y], a.src_x[x],
-                                                                   a.combine ? a.res_y[y] : 0,
-                                                                   a.combine ? a.res_x[x] : 0)
-                                                       : 0.0f);
+    for (int x = 0; x < a.cols; ++x) {
+      if (x == first) x = last;
+      if (x == a.cols) break;
+      for (int c = 0; c < n; ++c)
+        store_one(dst + x * n + c, a.src_x[x] >= 0 ? fetch1<T>(a, c, a.src_y[y], a.src_x[x],
+                                                               a.combine ? a.res_y[y] : 0,
+                                                               a.combine ? a.res_x[x] : 0)
+                                                   : 0.0f);
+    }
   }
 }
 
@@ -247,25 +304,34 @@ inline void pack_as(const PackArgs& a) {
 }
 
 template <class T>
+void pack_modes(const PackArgs& a) {
+  switch (load_mode(a)) {
+    case kLoadCopy:
+      return pack_as<kLoadCopy, T>(a);
+    case kLoadAffine:
+      return pack_as<kLoadAffine, T>(a);
+    case kLoadAffineRelu:
+      return pack_as<kLoadAffineRelu, T>(a);
+    case kLoadAffineAdd:
+      return pack_as<kLoadAffineAdd, T>(a);
+    case kLoadAdd:
+      return pack_as<kLoadAdd, T>(a);
+    default:
+      return pack_as<kLoadAny, T>(a);
+  }
+}
+
+template <class T>
 void pack_half(const PackArgs& a) {
   load_mode(a) == kLoadCopy ? pack_as<kLoadCopy, T>(a) : pack_as<kLoadAny, T>(a);
 }
 
 void pack(const PackArgs& a) {
   if (a.dtype == kFloat16) return pack_half<f16>(a);
+#if defined(__AVX512BF16__)  // where activations of networks are bfloat16
+  if (a.dtype == kBFloat16) return pack_modes<bf16>(a);
+#else
   if (a.dtype == kBFloat16) return pack_half<bf16>(a);
-  switch (load_mode(a)) {
-    case kLoadCopy:
-      return pack_as<kLoadCopy, float>(a);
-    case kLoadAffine:
-      return pack_as<kLoadAffine, float>(a);
-    case kLoadAffineRelu:
-      return pack_as<kLoadAffineRelu, float>(a);
-    case kLoadAffineAdd:
-      return pack_as<kLoadAffineAdd, float>(a);
-    case kLoadAdd:
-      return pack_as<kLoadAdd, float>(a);
-    default:
-      return pack_as<kLoadAny, float>(a);
-  }
+#endif
+  pack_modes<float>(a);
 }

@@ -16,9 +16,15 @@ namespace fastgen {
 namespace {
 
 constexpr int kMaxThreads = 1024;
-// A step of the engine takes 0.1 to 20 ms, the gap between two steps some microseconds: about 20 us
-// of spinning bridges the gap, and an idle pool costs nothing.
-constexpr int kSpins = 1500;
+// A step of the engine takes 0.01 to 20 ms, the gap between two steps some microseconds: about 20
+// us of spinning bridges the gap. Waking up costs 50 us in a virtual machine, more than many a
+// step, so some 200 us more are waited, but in these the core is offered to whoever needs it: where
+// another program, or the thread that is waited for, has only this core, spinning would be its
+// ruin. After that an idle pool costs nothing.
+constexpr int kSpins = 1500, kYields = 400;
+// Parts of Pool::state_: workers inside the job, whether more may enter it, the number of the job.
+constexpr uint64_t kInside = (1 << 15) - 1, kOpen = 1 << 15, kGeneration = 1 << 16;
+static_assert(kMaxThreads < kInside, "workers are counted");
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -26,6 +32,20 @@ inline void pause() {
 #elif defined(__aarch64__)
   __asm__ volatile("yield");
 #endif
+}
+
+// Waits a little for a condition; whether it came.
+template <class Done>
+bool wait_for(const Done& done) {
+  for (int i = 0; i < kSpins; ++i) {
+    if (done()) return true;
+    pause();
+  }
+  for (int i = 0; i < kYields; ++i) {
+    if (done()) return true;
+    std::this_thread::yield();
+  }
+  return false;
 }
 
 bool read_line(const std::string& path, std::string* line) {
@@ -99,6 +119,7 @@ int default_threads() {
 }
 
 Pool::Pool(int threads) : threads_(std::clamp(threads, 1, kMaxThreads)) {
+  shares_ = std::make_unique<Share[]>(threads_);
   workers_.reserve(threads_ - 1);  // so that no allocation fails between two started threads
   for (int i = 1; i < threads_; ++i) {
     try {
@@ -114,17 +135,20 @@ Pool::~Pool() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stop_ = true;
-    generation_.fetch_add(1, std::memory_order_release);
+    state_.fetch_add(kGeneration);
   }
   wake_.notify_all();
   for (std::thread& worker : workers_) worker.join();
 }
 
 void Pool::take(int thread) {
-  for (;;) {
-    const int64_t item = next_.fetch_add(1, std::memory_order_relaxed);
-    if (item >= items_) return;
-    (*job_)(item, thread);
+  for (int i = 0; i < threads_; ++i) {
+    Share& share = shares_[(thread + i) % threads_];
+    for (;;) {
+      const int64_t item = share.next.fetch_add(1, std::memory_order_relaxed);
+      if (item >= share.end) break;
+      (*job_)(item, thread);
+    }
   }
 }
 
@@ -134,36 +158,49 @@ void Pool::run(int64_t items, const Job& job) {
     for (int64_t i = 0; i < items; ++i) job(i, 0);
     return;
   }
+  // Nobody is inside: the last run has waited for that.
+  job_ = &job;
+  const int64_t each = items / threads_, more = items % threads_;
+  int64_t first = 0;
+  for (int t = 0; t < threads_; ++t) {
+    shares_[t].next.store(first, std::memory_order_relaxed);
+    first += each + (t < more ? 1 : 0);
+    shares_[t].end = first;
+  }
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    job_ = &job;
-    items_ = items;
-    next_.store(0, std::memory_order_relaxed);
-    busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-    generation_.fetch_add(1, std::memory_order_release);
+    state_.store((state_.load() | (kGeneration - 1)) + 1 + kOpen);
   }
   wake_.notify_all();
   take(0);
-  for (int i = 0; i < kSpins && busy_.load(std::memory_order_acquire); ++i) pause();
+  // A worker that has not come by now has nothing left to do, and is not waited for.
+  if ((state_.fetch_and(~kOpen) & kInside) == 0) return;
+  if (wait_for([this] { return (state_.load() & kInside) == 0; })) return;
   std::unique_lock<std::mutex> lock(mutex_);
-  done_.wait(lock, [this] { return busy_.load(std::memory_order_acquire) == 0; });
+  waiting_ = true;
+  done_.wait(lock, [this] { return (state_.load() & kInside) == 0; });
+  waiting_ = false;
 }
 
 void Pool::work(int thread) {
-  uint64_t seen = 0;
+  uint64_t seen = 0;  // generation
   for (;;) {
-    for (int i = 0; i < kSpins && generation_.load(std::memory_order_acquire) == seen; ++i) pause();
-    {
+    uint64_t state = 0;
+    if (!wait_for([&] { return (state = state_.load()) / kGeneration != seen; })) {
       std::unique_lock<std::mutex> lock(mutex_);
-      wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
-      seen = generation_.load(std::memory_order_relaxed);
-      if (stop_) return;
+      wake_.wait(lock, [&] { return (state = state_.load()) / kGeneration != seen; });
     }
-    take(thread);
-    if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      done_.notify_one();
-    }
+    seen = state / kGeneration;
+    if (stop_) return;
+    while (state / kGeneration == seen && (state & kOpen))
+      if (state_.compare_exchange_weak(state, state + 1)) {
+        take(thread);
+        if (((state_.fetch_sub(1) - 1) & kInside) == 0 && waiting_) {
+          std::lock_guard<std::mutex> lock(mutex_);
+          done_.notify_one();
+        }
+        break;
+      }
   }
 }
 

@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -15,8 +16,10 @@ namespace fastgen {
 // Throws std::invalid_argument when the variable is not a number in 1..1024.
 int default_threads();
 
-// Runs items 0..n-1 of a job on `threads` threads, the caller among them. Workers take items from
-// a shared counter, wait for the next job with a spin of some microseconds, then sleep.
+// Runs items 0..n-1 of a job on `threads` threads, the caller among them. Each thread begins with a
+// share of neighbouring items, the same one in every job of as many items: what it left in its
+// core's caches is there when the next job reads or writes the same memory. Then it helps others.
+// Workers wait for the next job for some 0.2 ms, most of it with their core on offer, then sleep.
 class Pool {
  public:
   using Job = std::function<void(int64_t item, int thread)>;
@@ -34,13 +37,17 @@ class Pool {
   void work(int thread);
   void take(int thread);
 
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+
   int threads_;
   const Job* job_ = nullptr;
-  int64_t items_ = 0;
-  std::atomic<int64_t> next_{0};
-  std::atomic<uint64_t> generation_{0};
-  std::atomic<int> busy_{0};
+  std::unique_ptr<Share[]> shares_;
+  std::atomic<uint64_t> state_{0};  // see parallel.cpp
   std::atomic<bool> stop_{false};
+  std::atomic<bool> waiting_{false};  // the caller sleeps until nobody is inside
   std::mutex mutex_;
   std::condition_variable wake_, done_;
   std::vector<std::thread> workers_;

@@ -109,6 +109,7 @@ void check_source(const Plan& plan, const std::vector<Slot>& slots, const Source
     // It is combined before the source's views.
     require(other.n == shape.n && other.c == shape.c && h == shape.h && w == shape.w,
             label + ": the residual has another shape");
+    require(other.dtype == shape.dtype, label + ": the residual has another type");
   }
   if (source.store >= 0) {
     require(known(source.store) && source.views.empty(), label + ": cannot store this source");
@@ -149,8 +150,11 @@ PackArgs source_args(const Context& context, const Source& source, int64_t image
   PackArgs a{};
   const Value& value = context.value(source.value);
   const auto view = [image](const Value& v, const float* data) {
-    return View{data + image * v.image, v.block, v.row, v.pixel, v.shape.planar ? 1 : 0};
+    const int64_t bytes = image * v.image * element_bytes(v.shape.dtype);
+    return View{reinterpret_cast<const char*>(data) + bytes, v.block, v.row, v.pixel,
+                v.shape.planar ? 1 : 0};
   };
+  a.dtype = value.shape.dtype;
   a.src = view(value, context.data(source.value));
   if (source.slot >= 0) {
     a.scale = context.scale(source.slot, image);
@@ -210,9 +214,7 @@ void geometry(int channels, int format, int64_t span_y, int64_t span_x, int stri
   // outputs has next to none, and gains from tall tiles because its windows overlap most.
   const bool planar = format == kPanelPlanar;
   const int64_t most_floats = (planar ? 576 : 320) * 1024 / 4;
-  const int64_t per_pixel = format == kPanel16  ? blocks_of(channels) * kBlock
-                            : format == kPanel4 ? 4
-                                                : channels;
+  const int64_t per_pixel = format == kPanel16 ? blocks_of(channels) * kBlock : channels;
   const int64_t height = out->domain_rows, width = out->domain_columns;
   const auto panel = [&](int64_t rows, int64_t columns) {
     return ((rows - 1) * stride + span_y) * ((columns - 1) * stride + span_x) * per_pixel;

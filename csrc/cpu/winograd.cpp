@@ -10,19 +10,40 @@ constexpr int64_t kTransformed = 560 * 1024, kMostTiles = 32;
 constexpr int64_t kMostDown = kMostTiles * 36 / 24 * 2;  // tiles in a column, at most
 constexpr int kLeast = 16;  // inputs and outputs with which the transforms are worth their time
 
-// G g: row i holds the powers of point i over the product of its distances to the others; the
-// last point is infinity. The points are those of winograd.inl.
-void line(const double* g, int stride, int r, int n, double* y) {
-  static const double four[3] = {0, 1, -1}, six[5] = {0, 2.0 / 3, -2.0 / 3, 1.5, -1.5};
-  const double* points = n == 4 ? four : six;
-  for (int i = 0; i < n - 1; ++i) {
-    double sum = 0, power = 1, over = 1;
-    for (int k = 0; k < r; ++k, power *= points[i]) sum += g[k * stride] * power;
-    for (int k = 0; k < n - 1; ++k)
-      if (k != i) over *= points[i] - points[k];
-    y[i] = sum / over;
+// Row i of G has the powers of point i over the product of its distances to the others; the last
+// point is infinity. The points are those of winograd.inl.
+struct Transform {
+  double g[6][5] = {};
+
+  Transform(int r, int n) {
+    static const double four[3] = {0, 1, -1}, six[5] = {0, 2.0 / 3, -2.0 / 3, 1.5, -1.5};
+    const double* points = n == 4 ? four : six;
+    for (int i = 0; i < n - 1; ++i) {
+      double power = 1, over = 1;
+      for (int k = 0; k < n - 1; ++k)
+        if (k != i) over *= points[i] - points[k];
+      for (int k = 0; k < r; ++k, power *= points[i]) g[i][k] = power / over;
+    }
+    g[n - 1][r - 1] = 1;
   }
-  y[n - 1] = g[(r - 1) * stride];
+};
+
+// G taps G^T of 16 kernels side by side.
+typedef double Lanes[kBlock];
+
+void transform_kernels(const Transform& down, const Transform& across, int r, int n_y,
+                       const Lanes* taps, Lanes* full) {
+  const auto line = [r](const double* g, const Lanes* x, int stride, double* y) {
+    Lanes sum = {};
+    for (int k = 0; k < r; ++k)
+      for (int l = 0; l < kBlock; ++l) sum[l] += g[k] * x[k * stride][l];
+    std::copy_n(sum, kBlock, y);
+  };
+  Lanes half[6 * 5];
+  for (int e = 0; e < n_y; ++e) {
+    for (int x = 0; x < r; ++x) line(down.g[e], taps + x, r, half[e * r + x]);
+    for (int i = 0; i < kColumns; ++i) line(across.g[i], half + e * r, 1, full[e * kColumns + i]);
+  }
 }
 
 }  // namespace
@@ -55,6 +76,7 @@ void Conv::winograd_weights() {
   const int r = 7 - winograd_, stride = spec_.stride, inputs = winograd_inputs();
   const int n_y = winograd_points(), elements = n_y * kColumns, step = bf16_ ? 2 : 1;
   const int64_t words = ceil_div(inputs, step);
+  const Transform down(r, n_y), across(r, kColumns);
   size_t total = 0;
   for (const PhaseSpec& p : spec_.phases) {
     Phase phase{p.kh, p.kw, p.dy, p.dx, p.ry, p.rx, total, {}};
@@ -68,37 +90,35 @@ void Conv::winograd_weights() {
   for (size_t i = 0; i < phases_.size(); ++i) {
     const std::vector<float>& from = spec_.phases[i].weights;
     const int k = phases_[i].kh;
-    const auto tap = [&](int64_t o, int input, int y, int x) {
-      const int parity = input / spec_.inputs;
-      y = y * stride + parity / stride;
-      x = x * stride + parity % stride;
-      const int64_t channel = o * spec_.inputs + input % spec_.inputs;
-      return y < k && x < k ? from[(channel * k + y) * k + x] : 0.0f;
-    };
-    const auto transform = [&](int64_t o, int input, double* full) {
-      double kernel[5 * 5], half[6 * 5];
-      for (int t = 0; t < r * r; ++t) kernel[t] = tap(o, input, t / r, t % r);
-      for (int x = 0; x < r; ++x) {
-        double y[6];
-        line(kernel + x, r, r, n_y, y);
-        for (int e = 0; e < n_y; ++e) half[e * r + x] = y[e];
-      }
-      for (int e = 0; e < n_y; ++e) line(half + e * r, 1, r, kColumns, full + e * kColumns);
+    // Of 16 outputs from `first` and one input.
+    const auto transform = [&](int64_t first, int input, Lanes* full) {
+      const int parity = input / spec_.inputs, channel = input % spec_.inputs;
+      const int64_t count = std::min<int64_t>(kBlock, spec_.outputs - first);
+      Lanes taps[5 * 5] = {};
+      for (int y0 = 0; y0 < r; ++y0)
+        for (int x0 = 0; x0 < r; ++x0) {
+          const int y = y0 * stride + parity / stride, x = x0 * stride + parity % stride;
+          if (y >= k || x >= k) continue;
+          const float* tap = from.data() + ((first * spec_.inputs + channel) * k + y) * k + x;
+          for (int64_t l = 0; l < count; ++l) taps[y0 * r + x0][l] = tap[l * spec_.inputs * k * k];
+        }
+      transform_kernels(down, across, r, n_y, taps, full);
     };
     int64_t first = 0;
     for (size_t g = 0; g < groups_.size(); ++g) {
       const int lanes = groups_[g] * kBlock;
       float* to = weights_.data() + phases_[i].group[g];
-      for (int lane = 0; lane < lanes && first + lane < spec_.outputs; ++lane)
+      for (int lane = 0; lane < lanes; lane += kBlock)
         for (int input = 0; input < inputs; input += step) {
-          double full[6 * kColumns], next[6 * kColumns] = {};
+          Lanes full[6 * kColumns], next[6 * kColumns] = {};
           transform(first + lane, input, full);
           if (bf16_ && input + 1 < inputs) transform(first + lane, input + 1, next);
-          for (int e = 0; e < elements; ++e) {
-            const float value = static_cast<float>(full[e]);
-            to[(e * words + input / step) * lanes + lane] =
-                bf16_ ? bf16_pair(value, static_cast<float>(next[e])) : value;
-          }
+          for (int e = 0; e < elements; ++e)
+            for (int l = 0; l < kBlock; ++l) {
+              const float value = static_cast<float>(full[e][l]);
+              to[(e * words + input / step) * lanes + lane + l] =
+                  bf16_ ? bf16_pair(value, static_cast<float>(next[e][l])) : value;
+            }
         }
       first += lanes;
     }

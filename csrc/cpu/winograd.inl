@@ -133,3 +133,48 @@ void winograd_output(const WinogradOutput& a) {
       return a.m_y == 3 ? winograd_output_of<4, 3, 5>(a) : winograd_output_of<6, 5, 5>(a);
   }
 }
+
+// Along the rows only.
+template <int FORMAT>
+void lines_input_of(const LinesInput& a) {
+  for (int x = 0; x < a.count; x += VL) {
+    vf line[6], y[6], other[6] = {};
+#pragma GCC unroll 6
+    for (int i = 0; i < 6; ++i) line[i] = load(a.in[i] + x);
+    winograd_line(line, y);
+    if (FORMAT == kLinesPairs && a.other[0]) {
+#pragma GCC unroll 6
+      for (int i = 0; i < 6; ++i) line[i] = load(a.other[i] + x);
+      winograd_line(line, other);
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < 6; ++i) {
+      const int64_t at = i * a.out_row + x;
+      if (FORMAT == kLinesFloat) store(static_cast<float*>(a.out) + at, y[i]);
+      if (FORMAT == kLinesBF16) store_as(static_cast<bf16*>(a.out) + at, y[i]);
+      if (FORMAT == kLinesPairs) {
+        const vu low = __builtin_convertvector(narrow(y[i], static_cast<const bf16*>(nullptr)), vu);
+        const vu high =
+            __builtin_convertvector(narrow(other[i], static_cast<const bf16*>(nullptr)), vu);
+        store(static_cast<float*>(a.out) + at, reinterpret_cast<vf>(low | high << 16));
+      }
+    }
+  }
+}
+
+void lines_input(const LinesInput& a) {
+  if (a.format == kLinesBF16) return lines_input_of<kLinesBF16>(a);
+  a.format == kLinesPairs ? lines_input_of<kLinesPairs>(a) : lines_input_of<kLinesFloat>(a);
+}
+
+void lines_output(const LinesOutput& a) {
+  for (int x = 0; x < a.count; x += VL) {
+    vf line[6], y[4];
+#pragma GCC unroll 6
+    for (int i = 0; i < 6; ++i) line[i] = load(a.in + i * a.in_row + x);
+    winograd_values(line, y);
+    const vf bias = a.period ? load(a.bias + x % a.period) : splat(a.bias[0]);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) store(a.out + i * a.out_row + x, y[i] + bias);
+  }
+}

@@ -50,7 +50,7 @@ Array = np.ndarray
 
 
 def check_weights(graph: Graph, weights: Mapping[str, Any]) -> dict[str, Array]:
-    """Returns the weights as float64 arrays.
+    """Returns the weights as arrays: kernels in their type, vectors (folded later) as float64.
 
     Raises:
         GraphError: missing, unknown or wrongly shaped weights.
@@ -67,7 +67,7 @@ def check_weights(graph: Graph, weights: Mapping[str, Any]) -> dict[str, Array]:
             raise GraphError(
                 f"weight {key!r} is {array.dtype} of the shape {array.shape}, must be {shape}"
             )
-        result[key] = array.astype(np.float64)
+        result[key] = array if array.ndim > 1 else array.astype(np.float64)
     return result
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from fastgen.backends import ImageIO, _steps, check_image_batch, padded_size
 from fastgen.backends._lower import lower
+from fastgen.backends._storage import half_values
 from fastgen.errors import BackendUnavailable, GraphError
 from fastgen.graph import Graph
 
@@ -25,6 +26,7 @@ __all__ = ["PRECISIONS", "Runner", "auto_precision", "compile", "precision_why_n
 PRECISIONS = ("fp32", "bf16")
 _BF16_ISA = "avx512_bf16"  # the instruction set that gains from bfloat16 products
 _PLANS = 8  # input shapes whose plans are kept
+_FLOAT32, _BFLOAT16 = 0, 2  # csrc/dtype.h
 
 
 def _extension() -> ModuleType:
@@ -93,8 +95,9 @@ class Runner:
         threads: 1..1024; None takes ``FASTGEN_NUM_THREADS`` or the CPUs of this process.
         isa: an instruction set (``"avx512_bf16"``, ``"avx512"``, ``"avx2"``, ``"scalar"``); None
             takes ``FASTGEN_CPU_ISA`` or the best.
-        precision: ``"fp32"``; ``"bf16"`` rounds the factors of the products to bfloat16, where
-            there are more than 4 outputs, and sums in float32. Only AVX512_BF16 gains from it.
+        precision: ``"fp32"``; ``"bf16"`` rounds the factors of the products to bfloat16 and sums
+            in float32, and keeps what convolutions hand to each other as bfloat16. Only
+            AVX512_BF16 gains from it.
 
     Raises:
         ValueError: threads or instruction set that this machine cannot give.
@@ -118,6 +121,7 @@ class Runner:
         self._lowered = lower(graph, weights)
         self._engine = _extension().Engine(threads=threads or 0, isa=isa or "")
         _build(self._engine, self._lowered, precision == "bf16")
+        self._half = half_values(self._lowered) if precision == "bf16" else frozenset()
         for step in self._lowered.steps:  # the engine holds its own packed weights
             if isinstance(step, _steps.ConvStep):
                 step.phases = []
@@ -142,6 +146,25 @@ class Runner:
     def set_profile(self, on: bool) -> None:
         """Switches the timing of steps on or off."""
         self._engine.set_profile(bool(on))
+
+    @property
+    def steps(self) -> list[_steps.Step]:
+        """The steps of a run, in the order of ``profile``."""
+        return list(self._lowered.steps)
+
+    def plan_facts(
+        self, inputs: dict[str, tuple[int, ...]]
+    ) -> tuple[list[int], list[tuple[float, float]]]:
+        """What a run with these input shapes touches and does.
+
+        Returns:
+            Bytes of each lowered value; for each step the multiply-adds of its convolution as
+            given, and those that are done.
+        """
+        shapes = self.graph.infer_shapes(inputs)
+        values, floats, externals = plan_values(self._lowered, shapes, True, self._half)
+        sizes = [4 * int(_extension().value_floats(value)) for value in values]
+        return sizes, list(self._engine.plan(values, floats, externals).costs)
 
     def close(self) -> None:
         """Gives the memory and the threads back; the runner cannot be used any more."""
@@ -249,7 +272,7 @@ class Runner:
         except KeyError:
             pass
         shapes = self.graph.infer_shapes(inputs)
-        values, floats, externals = plan_values(self._lowered, shapes, external)
+        values, floats, externals = plan_values(self._lowered, shapes, external, self._half)
         entry = (self._engine.plan(values, floats, externals), shapes)
         plans[key] = entry
         while len(plans) > _PLANS:
@@ -261,18 +284,22 @@ class Runner:
 
 
 def plan_values(
-    lowered: _steps.Lowered, shapes: Mapping[str, tuple[int, ...]], external: bool
-) -> tuple[list[tuple[int, int, int, int, bool, int]], int, int]:
+    lowered: _steps.Lowered,
+    shapes: Mapping[str, tuple[int, ...]],
+    external: bool,
+    half: frozenset[int] = frozenset(),
+) -> tuple[list[tuple[int, int, int, int, bool, int, int]], int, int]:
     """Places all values in one arena; values that are never alive together may share memory.
 
     Args:
         lowered: the steps.
         shapes: shapes of all graph values.
         external: whether inputs and outputs are arrays of the caller, not parts of the arena.
+        half: values that are bfloat16 in memory.
 
     Returns:
-        Per value (n, c, h, w, planar, offset in floats, or -1 - index of an external array); the
-        arena's size in floats; the number of external arrays.
+        Per value (n, c, h, w, planar, dtype, offset in floats, or -1 - index of an external
+        array); the arena's size in floats; the number of external arrays.
     """
     floats_of = _extension().value_floats
     ends = {index: len(lowered.steps) for index in lowered.outputs.values()}
@@ -286,9 +313,9 @@ def plan_values(
     outside = [*lowered.inputs.values(), *lowered.outputs.values()] if external else []
     offsets = {index: -1 - i for i, index in enumerate(outside)}
     full = []
-    for name, planar in lowered.values:
+    for index, (name, planar) in enumerate(lowered.values):
         n, c, h, w = (*shapes[name], 1, 1)[:4]
-        full.append((n, c, h, w, planar))
+        full.append((n, c, h, w, planar, _BFLOAT16 if index in half else _FLOAT32))
     sizes = [-(-floats_of((*shape, 0)) // 16) * 16 for shape in full]
     placed: list[int] = []
     total = 0

@@ -81,11 +81,12 @@ def describe(x: Any) -> Described:
     return x.data_ptr(), x.shape, x.stride(), code
 
 
-def dense(x: Any) -> tuple[Any, Dense]:
+def dense(x: Any, known: tuple[int, ...] | None = None) -> tuple[Any, Dense]:
     """A (N,C,H,W) tensor, or a contiguous copy where it is dense in neither order.
 
     Args:
         x: as for :func:`describe`.
+        known: the shape of a tensor, where the caller has asked for it already.
 
     Returns:
         The tensor, to be kept alive, and its description.
@@ -105,7 +106,7 @@ def dense(x: Any) -> tuple[Any, Dense]:
         last = x.is_contiguous(memory_format=sys.modules["torch"].channels_last)
         if not last:
             x = x.contiguous()
-    return x, (x.data_ptr(), x.shape, last, code_)
+    return x, (x.data_ptr(), known or x.shape, last, code_)
 
 
 def address(x: Any) -> int:
@@ -167,7 +168,7 @@ def empty(like: Any, shape: tuple[int, ...], last: bool = False, code: int | Non
 
 
 def empty_like(x: Any) -> Any:
-    """A second tensor like one that :func:`empty` has made."""
+    """A new tensor of the sizes and memory order of a dense one, not initialised."""
     return np.empty_like(x) if isinstance(x, np.ndarray) else sys.modules["torch"].empty_like(x)
 
 

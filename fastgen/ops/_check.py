@@ -15,6 +15,7 @@ __all__ = [
     "dtype_name",
     "features",
     "geometry",
+    "norm_pair",
     "output_size",
     "same_kind",
     "slope",
@@ -114,6 +115,22 @@ def same_kind(name: str, value: Any, like_name: str, like: Any, *, dtype: bool =
         raise ValueError(
             f"{name} is on {value.device} and {like_name} on {like.device}; move one of them"
         )
+
+
+def norm_pair(scale: Any, shift: Any, x: Any, dtype: str) -> None:
+    """``scale`` and ``shift`` of a norm fit ``x``, whose dtype is named ``dtype``.
+
+    Raises:
+        TypeError, ValueError: they do not.
+    """
+    wanted = "float64" if dtype == "float64" else "float32"
+    size = tuple(x.shape[:2])
+    for name, value in (("norm's scale", scale), ("norm's shift", shift)):
+        same_kind(name, value, "x", x, dtype=False)
+        if dtype_name(name, value) != wanted:
+            raise TypeError(f"{name} is {value.dtype}, must be {wanted}; do not convert it")
+        if tuple(value.shape) != size:
+            raise ValueError(f"{name} has the shape {tuple(value.shape)}, must be (N,I) = {size}")
 
 
 def channels_last(x: Any) -> bool:

@@ -12,10 +12,12 @@ from typing import Any
 
 from fastgen.ops._array import (
     FLOAT32,
+    Dense,
     Described,
     address,
     channels_last,
     contiguous,
+    dense,
     describe,
     empty,
 )
@@ -47,8 +49,8 @@ def gram_matrix(x: Any, deterministic: bool = False, isa: str = "") -> Any:
     """Products of all pairs of channels, summed over positions, over C*H*W.
 
     Sums are float32 over blocks of 512 positions and float64 over blocks. Their order depends on
-    the shape only, so the result is the same bits for any number of threads and on every call:
-    ``deterministic`` changes nothing.
+    shape and memory format only, so the result is the same bits for any number of threads and on
+    every call: ``deterministic`` changes nothing.
 
     Args:
         x: (N,C,H,W) float32, float16 or (torch) bfloat16.
@@ -80,15 +82,11 @@ def concat_features(content: Any, style: Any, isa: str = "") -> Any:
     Returns:
         (N,Cc+Cs,H,W) in content's dtype and memory format.
     """
-    a = describe(content)
-    last = channels_last(a[1], a[2])
-    if last is None:
-        content = contiguous(content)
-        a = describe(content)
+    content, a = dense(content)
     n, channels, h, w = a[1]
     style, b = _described_style(style, n, h, w)
-    out = empty(content, (n, channels + b[1][1], h, w), bool(last))
-    _C.concat_features(*a, *b, address(out), bool(last), isa)
+    out = empty(content, (n, channels + b[1][1], h, w), a[2])
+    _C.concat_features(*a, *b, address(out), a[2], isa)
     return out
 
 
@@ -103,8 +101,10 @@ def _loads(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return sh == w * sw and (sw == 1 or sc == 1)
 
 
-def _described_style(style: Any, n: int, h: int, w: int) -> tuple[Any, Described]:
+def _described_style(style: Any, n: int, h: int, w: int) -> tuple[Any, Described | Dense]:
     """A style as (N,Cs,H,W); axes along which it is the same have stride 0."""
+    if len(style.shape) == 4 and style.shape[0] == n:
+        return dense(style)
     at, shape, strides, code = describe(style)
     if len(shape) == 2:
         if strides[1] != 1 and shape[1] > 1:
@@ -115,5 +115,4 @@ def _described_style(style: Any, n: int, h: int, w: int) -> tuple[Any, Described
     if channels_last(shape, strides) is None:
         style = contiguous(style)
         at, shape, strides, code = describe(style)
-    batch = strides[0] if shape[0] == n else 0
-    return style, (at, (n, *shape[1:]), (batch, *strides[1:]), code)
+    return style, (at, (n, *shape[1:]), (0, *strides[1:]), code)

@@ -6,19 +6,12 @@ is ``FASTGEN_NUM_THREADS`` or the CPUs this process may use.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
 from typing import Any
 
 import numpy as np
 
-from fastgen.ops._array import (
-    FLOAT32,
-    Dense,
-    address,
-    dense,
-    empty,
-    empty_like,
-)
+from fastgen.ops._array import Dense, address, dense, empty, empty_like
 from fastgen.ops._spec import ConvSpec
 
 __all__ = ["Packed", "conv", "conv_norm", "pack_conv", "why_not"]
@@ -67,6 +60,8 @@ class Packed:
             raise ValueError(
                 f"the input of {height} rows and {width} columns is smaller than the kernel; pad it"
             )
+        if rows == height and columns == width and self.outputs == self.inputs:
+            return empty_like(x)
         return empty(x, (n, self.outputs, rows, columns), described[2])
 
 
@@ -116,49 +111,53 @@ def conv(x: Any, handle: Packed, residual: Any = None) -> Any:
 
 
 def conv_norm(
-    x: Any, handle: Packed, scale: Any = None, shift: Any = None, residual: Any = None
+    x: Any,
+    handle: Packed,
+    scale: Any = None,
+    shift: Any = None,
+    residual: Any = None,
+    known: tuple[int, ...] | None = None,
 ) -> tuple[Any, Any, Any]:
     """``conv(pad(upsample(leaky_relu(x*scale + shift) + residual))) + bias`` and its norm.
 
     Args:
         x: (N,I,H,W) in the packed dtype; any strides.
         handle: from :func:`pack_conv`, with the instance norm of the output.
-        scale: (N,I) float32 or None.
+        scale: (N,I) float32, for tensors contiguous; or None.
         shift: as scale.
         residual: None, or of the shape of ``x``, or one image of it.
+        known: the shape of a tensor, where the caller has asked for it already.
 
     Returns:
         y in the memory order of ``x``, and the (N,O) float32 scale and shift that normalise it.
     """
-    x, described = dense(x)
+    x, described = dense(x, known)
     y = handle.output(x, described)
-    n = described[1][0]
-    out_scale = empty(x, (n, handle.outputs), code=FLOAT32)
-    out_shift = empty_like(out_scale)
-    added = None
+    n, outputs, added = described[1][0], handle.outputs, None
     if residual is not None:
         residual, added = _like(residual, described[2])
-    if scale is None:
-        handle.run(described, address(y), added, 0, 0, address(out_scale), address(out_shift))
-        return y, out_scale, out_shift
-    size, dtype = (n, handle.inputs), out_scale.dtype
-    if not (scale.shape == shift.shape == size and scale.dtype == shift.dtype == dtype):
-        raise ValueError(
-            f"scale and shift are {scale.dtype} of the shapes {tuple(scale.shape)} and "
-            f"{tuple(shift.shape)}, must be float32 of {size}"
-        )
-    # Copies, where they are needed, live until the call is over.
-    at: Callable[[Any], int]
     if isinstance(x, np.ndarray):
-        scale, shift = (np.require(v, requirements=("C", "A")) for v in (scale, shift))
-        at = address
+        out_scale = np.empty((n, outputs), np.float32)
+        out_shift = np.empty_like(out_scale)
+        norms = 0, 0, address(out_scale), address(out_shift)
+        if scale is not None:
+            scale, shift = (np.require(v, requirements=("C", "A")) for v in (scale, shift))
+            norms = address(scale), address(shift), *norms[2:]
+        handle.run(described, address(y), added, *norms)
+        return y, out_scale, out_shift
+    torch = sys.modules["torch"]
+    if scale is not None and outputs == handle.inputs:  # then this is quicker
+        out_scale = torch.empty_like(scale)
     else:
-        scale, shift = scale.contiguous(), shift.contiguous()
-        at = type(x).data_ptr
-    before, after = at(scale), at(shift)
-    if not (before and after):
-        raise ValueError("scale or shift has no memory")
-    handle.run(described, at(y), added, before, after, at(out_scale), at(out_shift))
+        out_scale = torch.empty(n, outputs, dtype=torch.float32)
+    out_shift = torch.empty_like(out_scale)
+    before = after = 0
+    if scale is not None:
+        before, after = scale.data_ptr(), shift.data_ptr()
+        if not (before and after):
+            raise ValueError("scale or shift has no memory")
+    first, second = out_scale.data_ptr(), out_shift.data_ptr()
+    handle.run(described, y.data_ptr(), added, before, after, first, second)
     return y, out_scale, out_shift
 
 

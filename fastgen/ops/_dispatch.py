@@ -147,8 +147,9 @@ def is_direct(*tensors: Any) -> bool:
             c._functorch.peek_interpreter_stack,
             c._get_tracing_state,
             torch.autograd.forward_ad,
+            torch.Tensor,
         )
-    grad_enabled, modes, function_modes, transform, tracing, forward = _state
+    grad_enabled, modes, function_modes, transform, tracing, forward, plain = _state
     if (
         tensors[0].is_meta  # the others are where the first one is
         or modes()
@@ -158,7 +159,7 @@ def is_direct(*tensors: Any) -> bool:
         or forward._current_level >= 0
     ):
         return False
-    grad, plain = grad_enabled(), torch.Tensor
+    grad = grad_enabled()
     for tensor in tensors:
         # A Parameter without gradient is as plain as a Tensor; other subclasses may do anything.
         # A tensor that is stored with the opposite sign is made an ordinary one by torch.

@@ -54,6 +54,8 @@ class PackedConv:
             spec.load_slope,
             spec.eps,
         )
+        # Of inputs that have been checked: their shape -> rows and columns of the output.
+        self.sizes: dict[tuple[int, ...], tuple[int, int]] = {}
         self.key = secrets.randbits(62) | 1
         self.tensors: tuple[Any, ...] | None = None
         if sys.modules.get("torch") is not None:
@@ -217,7 +219,7 @@ def check_use(packed: PackedConv, op: str, x: Any, dtype: str, impl: str) -> Non
             f"x is on {home}, these weights were packed for {packed.device}; move x or pack with "
             f"device={home!r}"
         )
-    if impl not in ("auto", packed.impl):
+    if impl != "auto" and impl != packed.impl:
         raise ValueError(
             f"impl is {impl!r}, these weights were packed for {packed.impl!r}; pack with that impl"
         )

@@ -345,7 +345,11 @@ def _norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     x = _check.as_dense(x)
     residual = None if residual is None else _check.as_dense(residual)
-    scale, shift = (None if v is None else v.contiguous() for v in (scale, shift))
+    if (scale is None) != (shift is None):
+        raise ValueError("scale and shift belong together; give both or none")
+    if scale is not None and shift is not None:
+        _check.norm_pair(scale, shift, x, _check.dtype_name("x", x))
+        scale, shift = scale.contiguous(), shift.contiguous()
     packed = _packed.find(key, weight)
     if packed is not None:
         return packed.module.conv_norm(x, packed.handle, scale, shift, residual)

@@ -7,7 +7,7 @@ from typing import Any
 from numpy import ndarray
 
 from fastgen.errors import ImplUnavailable
-from fastgen.ops import _check, _dispatch, _register
+from fastgen.ops import _check, _cpu, _dispatch, _register
 from fastgen.ops._check import Array
 
 __all__ = ["concat_features"]
@@ -45,7 +45,8 @@ def concat_features(content: Array, style: Array, *, impl: str = "auto") -> Arra
             return _register.call("concat_features", content, style, impl)
         kind = "cpu" if content.is_cpu else content.device.type  # the second is slow
         modules = _dispatch.candidates("concat_features", impl, kind, dtype)
-    content, style = _check.as_dense(content), _dense_style(style)
+    if modules[0] is not _cpu:  # which takes any strides
+        content, style = _check.as_dense(content), _dense_style(style)
     try:
         return modules[0].concat_features(content, style)
     except ImplUnavailable:

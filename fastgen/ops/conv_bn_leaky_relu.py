@@ -13,6 +13,7 @@ from fastgen.ops._packed import PackedConv
 __all__ = ["conv_bn_leaky_relu", "pack_conv_bn"]
 
 _OP = "conv_bn_leaky_relu"
+_MOST_SIZES = 64  # remembered for each packed convolution
 
 
 def conv_bn_leaky_relu(
@@ -93,7 +94,9 @@ def conv_bn_leaky_relu(
     _check.same_kind("weight", weight, "x", x, dtype=False)
     negative_slope = _check.slope("negative_slope", negative_slope)
     where: Geometry = (stride, padding, padding_mode, upsample)
-    check_input(x, tuple(weight.shape), where, residual)
+    size = check_input(x, tuple(weight.shape), where)
+    if residual is not None:
+        check_residual(residual, x, weight.shape[0], size)
     _dispatch.check_impl(impl)
     x, residual = _check.as_dense(x), None if residual is None else _check.as_dense(residual)
 
@@ -194,32 +197,72 @@ def check_parameters(
         _check.vector(name, value, weight.shape[0], weight)
 
 
-def check_input(x: Any, shape: tuple[int, ...], where: Geometry, residual: Any) -> None:
-    """The input and the residual fit a convolution with weights of this shape.
+def check_input(x: Any, shape: tuple[int, ...], where: Geometry) -> tuple[int, int]:
+    """The input fits a convolution with weights of this shape: rows and columns of the output.
 
     Raises:
         TypeError, ValueError: as the public functions.
     """
-    n, channels, h, w = _check.features("x", x)
+    _, channels, h, w = _check.features("x", x)
     if channels != shape[1]:
         raise ValueError(f"x has {channels} channels, these weights take {shape[1]}; check both")
-    rows, columns = _check.output_size((h, w), shape[2], *where)
-    if residual is not None:
-        _check.same_kind("residual", residual, "x", x)
-        got = tuple(residual.shape)
-        if got[1:] != (shape[0], rows, columns) or (got[0] != n and got[0] != 1):
-            raise ValueError(
-                f"residual has the shape {got}, must be the output's "
-                f"({n} or 1, {shape[0]}, {rows}, {columns})"
-            )
+    return _check.output_size((h, w), shape[2], *where)
 
 
-def apply_packed(x: Any, dtype: str, packed: PackedConv, residual: Any, impl: str) -> Any:
-    """:func:`conv_bn_leaky_relu` of a checked array or tensor with packed weights."""
+def check_packed_input(x: Any, packed: PackedConv, direct: bool) -> tuple[int, int]:
+    """:func:`check_input` for packed weights.
+
+    Shapes that fit are remembered, but for ``direct`` calls only: a compiler would take a
+    remembered shape for a constant.
+
+    Raises:
+        TypeError, ValueError: as the public functions.
+    """
+    if not direct:
+        return check_input(x, packed.shape, packed.geometry)
+    try:
+        return packed.sizes[x.shape]
+    except (KeyError, RuntimeError):  # RuntimeError: a nested tensor
+        pass
+    found = check_input(x, packed.shape, packed.geometry)
+    if len(packed.sizes) >= _MOST_SIZES:
+        packed.sizes.clear()
+    packed.sizes[tuple(x.shape)] = found
+    return found
+
+
+def check_residual(residual: Any, x: Any, outputs: int, size: tuple[int, int]) -> None:
+    """The residual fits the output.
+
+    Raises:
+        TypeError, ValueError: as the public functions.
+    """
+    _check.same_kind("residual", residual, "x", x)
+    got, n = residual.shape, x.shape[0]
+    if got[1:] != (outputs, *size) or (got[0] != n and got[0] != 1):
+        raise ValueError(
+            f"residual has the shape {tuple(got)}, must be the output's "
+            f"({n} or 1, {outputs}, {size[0]}, {size[1]})"
+        )
+
+
+def apply_packed(
+    x: Any, dtype: str, packed: PackedConv, residual: Any, impl: str, direct: bool | None = None
+) -> Any:
+    """:func:`conv_bn_leaky_relu` of a checked array or tensor with packed weights.
+
+    ``direct`` says whether :func:`_dispatch.is_direct` holds for x and residual, None: not known.
+    """
     _packed.check_use(packed, _OP, x, dtype, impl)
-    check_input(x, packed.shape, packed.geometry, residual)
+    if direct is None:
+        direct = isinstance(x, ndarray) or _dispatch.is_direct(x, residual)
+    size = check_packed_input(x, packed, direct)
+    if residual is not None:
+        check_residual(residual, x, packed.shape[0], size)
+    if direct and packed.impl == "cpu":  # does as_dense itself
+        return packed.module.conv(x, packed.handle, residual)
     x, residual = _check.as_dense(x), None if residual is None else _check.as_dense(residual)
-    if isinstance(x, ndarray) or _dispatch.is_direct(x, residual):
+    if direct:
         return packed.module.conv(x, packed.handle, residual)
     weight, bias, _, _ = packed.as_tensors()
     where, slope = packed.geometry, packed.negative_slope

@@ -217,9 +217,10 @@ def _apply(content: Any, dtype: str, style: Any, packed: PackedConvConcat, impl:
         )
     value = style.value
     # Compilers see one tensor; only calls that are carried out at once keep another format of it.
-    if isinstance(content, ndarray) or _dispatch.is_direct(content, value):
+    direct = isinstance(content, ndarray) or _dispatch.is_direct(content, value)
+    if direct:
         value = style.beside(content)
-    return apply_packed(content, dtype, packed.content, value, impl)
+    return apply_packed(content, dtype, packed.content, value, impl, direct)
 
 
 def _pack(

@@ -10,11 +10,16 @@ from fastgen.ops import _check, _dispatch, _packed, _ref, _register
 from fastgen.ops._check import Array, Geometry
 from fastgen.ops._packed import PackedConv
 from fastgen.ops._spec import ConvSpec
-from fastgen.ops.conv_bn_leaky_relu import check_input, check_parameters
+from fastgen.ops.conv_bn_leaky_relu import (
+    check_input,
+    check_packed_input,
+    check_parameters,
+)
 
 __all__ = ["conv_instance_norm", "pack_conv_instance_norm"]
 
 _OP = "conv_instance_norm"
+_PAIR = (tuple, list)
 
 
 def conv_instance_norm(
@@ -81,7 +86,9 @@ def conv_instance_norm(
     if isinstance(weight, PackedConv):
         if not (
             bias is gamma is beta is None
-            and (eps, stride, padding, upsample, load_slope) == (1e-5, 1, 0, 1, 1.0)
+            and eps == 1e-5
+            and stride == upsample == load_slope == 1
+            and padding == 0
             and padding_mode == "zeros"
         ):
             raise TypeError(
@@ -92,7 +99,7 @@ def conv_instance_norm(
     _check.same_kind("weight", weight, "x", x, dtype=False)
     load_slope = _check.slope("load_slope", load_slope)
     where: Geometry = (stride, padding, padding_mode, upsample)
-    check_input(x, tuple(weight.shape), where, None)
+    check_input(x, tuple(weight.shape), where)
     scale, shift = _check_load(x, dtype, norm, load_slope, residual)
     _dispatch.check_impl(impl)
     x, residual = _check.as_dense(x), None if residual is None else _check.as_dense(residual)
@@ -217,32 +224,11 @@ def _check_load(x: Any, dtype: str, norm: Any, load_slope: float, residual: Any)
         # A load without norm that still does something: the identity as norm, so that an
         # implementation has one case less.
         return _identity(x, dtype)
-    if not isinstance(norm, tuple | list) or len(norm) != 2:
+    if not isinstance(norm, _PAIR) or len(norm) != 2:
         raise TypeError("norm must be the pair (scale, shift) of an earlier call")
-    wanted = "float64" if dtype == "float64" else "float32"
     scale, shift = norm
-    shape = x.shape
-    size, kind, array = (shape[0], shape[1]), type(x), isinstance(x, ndarray)
-    # What nearly every call is; anything else is looked at more closely.
-    if not (
-        type(scale) is type(shift) is kind
-        and scale.shape == shift.shape == size
-        and (array or (x.is_cpu and scale.is_cpu and shift.is_cpu))
-        and scale.dtype == shift.dtype
-        and _check.dtype_name("scale", scale) == wanted
-        and (array or scale.layout == shift.layout)
-    ):
-        _check_norm(norm, x, wanted, size)
+    _check.norm_pair(scale, shift, x, dtype)
     return _check.as_contiguous(scale), _check.as_contiguous(shift)
-
-
-def _check_norm(norm: Any, x: Any, wanted: str, size: tuple[int, int]) -> None:
-    for name, value in zip(("norm's scale", "norm's shift"), norm, strict=True):
-        _check.same_kind(name, value, "x", x, dtype=False)
-        if _check.dtype_name(name, value) != wanted:
-            raise TypeError(f"{name} is {value.dtype}, must be {wanted}; do not convert it")
-        if tuple(value.shape) != size:
-            raise ValueError(f"{name} has the shape {tuple(value.shape)}, must be (N,I) = {size}")
 
 
 def _identity(x: Any, dtype: str) -> tuple[Any, Any]:
@@ -262,11 +248,46 @@ def _apply_packed(
     x: Any, dtype: str, packed: PackedConv, norm: Any, residual: Any, impl: str
 ) -> Any:
     _packed.check_use(packed, _OP, x, dtype, impl)
-    check_input(x, packed.shape, packed.geometry, None)
+    scale, shift = norm if isinstance(norm, _PAIR) and len(norm) == 2 else (None, None)
+    if isinstance(x, ndarray):
+        direct = True
+    elif residual is None and scale is not None and packed.impl == "cpu":
+        direct = _dispatch.is_direct(x, scale, shift)
+        shape = _usual_shape(packed, x, scale, shift) if direct else None
+        if shape:
+            return packed.module.conv_norm(x, packed.handle, scale, shift, None, shape)
+    else:
+        direct = _dispatch.is_direct(x, scale, shift, residual)
+    check_packed_input(x, packed, direct)
     scale, shift = _check_load(x, dtype, norm, packed.load_slope, residual)
     x, residual = _check.as_dense(x), None if residual is None else _check.as_dense(residual)
-    if isinstance(x, ndarray) or _dispatch.is_direct(x, scale, shift, residual):
+    if direct:
         return packed.module.conv_norm(x, packed.handle, scale, shift, residual)
     weight, bias, gamma, beta = packed.as_tensors()
     rest = (scale, shift, residual, *packed.geometry, packed.eps, packed.load_slope)
     return _register.call(_OP, x, weight, bias, gamma, beta, *rest, packed.impl, packed.key)
+
+
+def _usual_shape(packed: PackedConv, x: Any, scale: Any, shift: Any) -> tuple[int, ...] | None:
+    """The shape of x, if it and its norm are what nearly every call has; else look closely."""
+    try:
+        shape: tuple[int, ...] = x.shape
+        if (
+            shift is not None
+            and shape in packed.sizes
+            and scale.shape == shift.shape == (shape[0], shape[1])
+            and scale.is_cpu
+            and shift.is_cpu
+            and (scale.dtype is shift.dtype is x.dtype or packed.dtype != "float32")
+            and (packed.dtype == "float32" or _all_float32(scale, shift))
+            and scale.is_contiguous()
+            and shift.is_contiguous()
+        ):
+            return shape
+    except RuntimeError:  # another layout
+        pass
+    return None
+
+
+def _all_float32(*tensors: Any) -> bool:
+    return all(_check.dtype_name("norm", tensor) == "float32" for tensor in tensors)

@@ -1,0 +1,58 @@
+"""The soak and roofline commands, briefly."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from benchmarks import roofline, soak
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow() -> None:
+    result = soak.soak(3, ["small"], sizes=((32, 32), (50, 21), (96, 64)), threads=2)
+    first, last = soak.judge(result["samples"])
+    assert result["rounds"] >= 20
+    assert last - first < 8 << 20
+
+
+def test_growth_is_found() -> None:
+    flat = [(float(i), 100 << 20) for i in range(30)]
+    assert soak.judge(flat) == (100 << 20, 100 << 20)
+    rising = [(float(i), (100 + i) << 20) for i in range(31)]
+    assert soak.judge(rising) == (110 << 20, 130 << 20)
+    with pytest.raises(ValueError, match="nothing"):
+        soak.judge([])
+
+
+def test_layers_of_a_network() -> None:
+    from cpu_cases import random_weights
+
+    from fastgen import models
+    from fastgen.backends.cpu import Runner
+
+    graph = models.create("transformer_net", width=16, blocks=2)
+    runner = Runner(graph, random_weights(graph), threads=1)
+    rows = roofline.layers(runner, (64, 48), 0.01)
+    by_step = {row["step"]: row for row in rows}
+    assert [row["step"] for row in rows] == [step.label for step in runner.steps]
+    assert all(row["ms"] > 0 for row in rows)
+    first, block, up = by_step["down0"], by_step["res0_conv1"], by_step["up0"]
+    assert first["macs"] == 3 * 16 * 81 * 64 * 48
+    assert first["products"] == first["macs"] / 2  # 6 rows of products for 4 x 3 of taps
+    assert block["products"] == block["macs"] / 4
+    assert up["macs"] == 32 * 16 * 4 * 64 * 48  # four 2x2 phases, not 3x3
+    assert block["bytes"] == 2 * 64 * (64 // 4) * (48 // 4) * 4
+    total = sum(row["macs"] for row in rows)
+    result = {
+        "network": "half",
+        "threads": 1,
+        "machine_info": {"cpu": "test"},
+        "peak": {"fp32": 100.0, "bf16": 200.0, "copy_gb_s": 10.0},
+        "tables": [{"precision": "fp32", "size": "64x48", "layers": rows}],
+    }
+    text = roofline.lines(result)
+    assert any(line.startswith("| res*_conv1 (2) |") for line in text)
+    assert any(line.startswith("| sum |") for line in text)
+    assert total > 0
