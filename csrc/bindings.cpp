@@ -143,7 +143,47 @@ PlanHandle make_plan(const Engine& engine, const py::iterable& values, int64_t a
   return handle;
 }
 
-void run(Engine& engine, const PlanHandle& handle, const py::list& arrays, uint64_t constants) {
+PlanHandle make_band_plan(const Engine& engine, const py::iterable& values, int externals,
+                          const py::tuple& spec, const py::object& image,
+                          const py::iterable& joins) {
+  PlanHandle handle{nullptr, {}, externals};
+  for (const py::handle item : values) handle.values.push_back(value_shape(item));
+  if (spec.size() != 4) throw std::invalid_argument("expected (rows, limit, most_work, given)");
+  const fastgen::BandSpec bands{spec[0].cast<int64_t>(), spec[1].cast<int64_t>(),
+                                spec[2].cast<double>(), spec[3].cast<bool>()};
+  fastgen::ImageShape shape;
+  if (!image.is_none()) {
+    const auto t = image.cast<py::tuple>();
+    if (t.size() != 5) throw std::invalid_argument("an image is (n, height, width, input, output)");
+    shape = {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>(), t[3].cast<int>(),
+             t[4].cast<int>()};
+  }
+  std::vector<fastgen::JoinSpec> parts;
+  for (const py::handle item : joins) {
+    const auto t = item.cast<py::tuple>();
+    if (t.size() != 3) throw std::invalid_argument("a join is (value, of value, first channel)");
+    parts.push_back({t[0].cast<int>(), t[1].cast<int>(), t[2].cast<int64_t>()});
+  }
+  handle.plan = engine.plan_bands(handle.values, externals, bands, shape, parts);
+  return handle;
+}
+
+// Statistics of the norms: arrays of float32, or None.
+fastgen::NormArrays norm_arrays(const Engine& engine, const PlanHandle& handle,
+                                const py::object& given, const py::object& wanted) {
+  const auto pointer = [&](const py::object& o) -> float* {
+    if (o.is_none()) return nullptr;
+    const auto array = o.cast<py::array>();
+    if (!py::isinstance<FloatArray>(array) || !(array.flags() & py::array::c_style) ||
+        array.size() != engine.norm_floats(*handle.plan))
+      throw std::invalid_argument("statistics are not contiguous float32 of the planned size");
+    return static_cast<float*>(const_cast<void*>(array.data()));
+  };
+  return {pointer(given), pointer(wanted)};
+}
+
+void run(Engine& engine, const PlanHandle& handle, const py::list& arrays, const py::object& given,
+         const py::object& wanted, uint64_t constants) {
   if (static_cast<int>(arrays.size()) != handle.externals)
     throw std::invalid_argument("wrong number of arrays");
   std::vector<int64_t> sizes(handle.externals, 0);
@@ -160,15 +200,16 @@ void run(Engine& engine, const PlanHandle& handle, const py::list& arrays, uint6
     pointers.push_back(static_cast<float*>(const_cast<void*>(array.data())));
     alive.push_back(array);
   }
+  const fastgen::NormArrays norms = norm_arrays(engine, handle, given, wanted);
   engine.after_fork();
   py::gil_scoped_release release;
-  engine.run(*handle.plan, pointers, constants);
+  engine.run(*handle.plan, pointers, norms, constants);
 }
 
 void run_image(Engine& engine, const PlanHandle& handle, int input, int output,
                const py::array& photo, py::array& out, std::pair<float, float> input_range,
-               std::pair<float, float> output_range, float strength, bool preserve_color,
-               bool bgr) {
+               std::pair<float, float> output_range, float strength, bool preserve_color, bool bgr,
+               const py::object& given, const py::object& wanted) {
   const bool is_byte = py::isinstance<py::array_t<uint8_t>>(photo);
   const auto fits = [&](const py::array& a) {
     const bool type =
@@ -190,9 +231,10 @@ void run_image(Engine& engine, const PlanHandle& handle, int input, int output,
   const void* from = photo.data();
   void* to = out.mutable_data();
   const int64_t n = photo.shape(0), height = photo.shape(1), width = photo.shape(2);
+  const fastgen::NormArrays norms = norm_arrays(engine, handle, given, wanted);
   engine.after_fork();
   py::gil_scoped_release release;
-  engine.run_image(*handle.plan, input, output, from, to, is_byte, n, height, width, io);
+  engine.run_image(*handle.plan, input, output, from, to, is_byte, n, height, width, io, norms);
 }
 
 }  // namespace
@@ -202,6 +244,14 @@ PYBIND11_MODULE(_C, m) {
   py::class_<PlanHandle>(m, "Plan")
       .def_property_readonly(
           "bytes", [](const PlanHandle& handle) { return Engine::plan_bytes(*handle.plan); })
+      .def_property_readonly(
+          "bands",
+          [](const PlanHandle& handle) -> py::object {
+            const fastgen::BandReport r = Engine::band_report(*handle.plan);
+            if (!r.passes) return py::none();
+            return py::make_tuple(r.bands, r.passes, r.kept_bytes, r.work);
+          },
+          "(bands, passes, bytes kept whole, arithmetic beside a run without bands) or None.")
       .def_property_readonly(
           "costs",
           [](const PlanHandle& handle) {
@@ -248,11 +298,17 @@ PYBIND11_MODULE(_C, m) {
       .def("add_reshape", &Engine::add_reshape)
       .def("plan", &make_plan, py::arg("values"), py::arg("arena_floats"), py::arg("externals"),
            py::arg("segments") = py::tuple(), py::keep_alive<0, 1>())
+      .def("plan_bands", &make_band_plan, py::arg("values"), py::arg("externals"), py::arg("spec"),
+           py::arg("image"), py::arg("joins") = py::tuple(), py::keep_alive<0, 1>())
+      .def("norm_floats",
+           [](const Engine& e, const PlanHandle& h) { return e.norm_floats(*h.plan); })
       .def("set_constant_steps", &Engine::set_constant_steps)
-      .def("run", &run, py::arg("plan"), py::arg("arrays"), py::arg("constants") = 0)
+      .def("run", &run, py::arg("plan"), py::arg("arrays"), py::arg("given") = py::none(),
+           py::arg("wanted") = py::none(), py::arg("constants") = 0)
       .def("run_image", &run_image, py::arg("plan"), py::arg("input"), py::arg("output"),
            py::arg("photo"), py::arg("out"), py::arg("input_range"), py::arg("output_range"),
-           py::arg("strength"), py::arg("preserve_color"), py::arg("bgr"))
+           py::arg("strength"), py::arg("preserve_color"), py::arg("bgr"),
+           py::arg("given") = py::none(), py::arg("wanted") = py::none())
       .def("set_profile", &Engine::set_profile, py::call_guard<py::gil_scoped_release>())
       .def(
           "profile",
@@ -271,11 +327,18 @@ PYBIND11_MODULE(_C, m) {
           },
           "[(step, milliseconds, GFLOP/s)] of the last run, when profiling is on.")
       .def("release_memory", &Engine::release_memory, py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("arena_bytes",
+                             [](const Engine& e) {
+                               py::gil_scoped_release release;  // waits for a run
+                               return e.arena_bytes();
+                             })
       .def_property_readonly("threads", &Engine::threads)
       .def_property_readonly("isa", &Engine::isa);
   m.def("value_floats",
         [](const py::object& shape) { return Engine::value_floats(value_shape(shape)); });
   m.def("default_threads", &fastgen::default_threads);
+  m.def("memory_available", &fastgen::memory_available,
+        "Bytes that this process can still have, with the limits of its control groups.");
   m.def("isa_available", &fastgen::isa_available,
         "Instruction sets that this build has and this CPU runs, best first.");
   m.def("peak_flops", &fastgen::peak_flops, py::arg("isa") = "", py::arg("seconds") = 0.5,

@@ -108,6 +108,40 @@ struct ImageIO {
   bool preserve_color = false, bgr = false;
 };
 
+// A run in bands (csrc/cpu/bands.h).
+struct BandSpec {
+  int64_t rows = 64;     // of the largest values, in each band
+  int64_t limit = 0;     // bytes: the least arithmetic that fits; 0: the least memory that costs
+  double most_work = 2;  // at most this much arithmetic, a run without bands being 1
+  bool given_norms = false;  // statistics come with the run
+};
+
+struct BandReport {
+  int64_t bytes = 0, kept_bytes = 0;  // in all; of values that are kept whole, at most
+  double work = 1;                    // arithmetic, a run without bands being 1
+  int passes = 0;                     // over the frame; 0: not in bands
+  int64_t bands = 0;
+};
+
+// A photo that a run in bands reads and writes by itself; n = 0: none.
+struct ImageShape {
+  int64_t n = 0, height = 0, width = 0;
+  int input = -1, output = -1;  // values
+};
+
+// Value `inner` is channels `channel` (a multiple of 16) and following of value `outer`.
+struct JoinSpec {
+  int inner, outer;
+  int64_t channel;
+};
+
+// Statistics of all instance norms, in the order in which they were added: means (n, channels),
+// then variances. Null: they are computed; not wanted.
+struct NormArrays {
+  const float* given = nullptr;
+  float* wanted = nullptr;
+};
+
 struct StepTime {
   std::string label;
   double milliseconds;
@@ -147,15 +181,24 @@ class Engine {
                                    const std::vector<SegmentSpec>& segments = {}) const;
   static int64_t plan_bytes(const Plan& plan);
   static std::vector<StepCost> plan_costs(const Plan& plan);
+  // Of values only shapes are read, and whether they are external (a negative offset). `joins`:
+  // (value, the one whose memory it is part of, first channel there), inner ones first.
+  std::shared_ptr<const Plan> plan_bands(const std::vector<ValueShape>& values, int externals,
+                                         const BandSpec& spec, const ImageShape& image,
+                                         const std::vector<JoinSpec>& joins) const;
+  static BandReport band_report(const Plan& plan);
+  int64_t norm_floats(const Plan& plan) const;  // of each of NormArrays
   // The first `count` steps depend on inputs alone that stay the same over many runs.
   void set_constant_steps(int count);
   // externals[i] has the floats of the value with offset -1 - i. `constants` is a number for the
   // contents of the constant inputs: the constant steps are left out where the last run had the
   // same number and plan. 0 is never the same.
-  void run(const Plan& plan, const std::vector<float*>& externals, uint64_t constants = 0);
+  void run(const Plan& plan, const std::vector<float*>& externals, const NormArrays& norms,
+           uint64_t constants = 0);
   // Photo (n, height, width, 3) into planar value `input`, run, planar value `output` to `out`.
   void run_image(const Plan& plan, int input, int output, const void* photo, void* out,
-                 bool is_byte, int64_t n, int64_t height, int64_t width, const ImageIO& io);
+                 bool is_byte, int64_t n, int64_t height, int64_t width, const ImageIO& io,
+                 const NormArrays& norms);
 
   // Makes the engine usable in a forked child. The functions below do it too, but two threads of
   // the child must not do it at once: bindings call it before they release the GIL.
@@ -164,6 +207,7 @@ class Engine {
   std::vector<StepTime> profile() const;
   int threads() const;
   std::string isa() const;
+  size_t arena_bytes() const;  // held now
   void release_memory();
 
  private:
@@ -174,6 +218,9 @@ class Engine {
 // ------------------------------------------------------------------ cpu: machine
 
 int default_threads();
+// Bytes that this process can still have: what the system calls available, less where the process
+// is in a container or control group with a limit.
+size_t memory_available();
 std::vector<std::string> isa_available();
 // Multiply-adds per second times 2, on `threads` threads for about `seconds`: of float32 factors,
 // for avx512_bf16 of bfloat16 factors.

@@ -17,6 +17,7 @@ import numpy as np
 from fastgen import backends
 from fastgen._convert import to_batch
 from fastgen._stream import StreamStats, newest
+from fastgen.backends._bands import BandInfo, check_bands
 from fastgen.checkpoint import Checkpoint
 from fastgen.image import DEFAULT_MAX_PIXELS
 from fastgen.styles import load_style, style_path
@@ -85,6 +86,11 @@ class Stylizer:
         precision: ``"auto"`` (the fastest here that is not visibly different from fp32) or one
             that the backend has.
         threads: CPU threads; None takes the backend's choice.
+        band_rows: rows of the frame that the cpu backend works on at a time: less memory, the same
+            result. ``"auto"``: bands where the whole frame would not fit into the memory that is
+            left. None: never.
+        recompute: what a run in bands computes again instead of keeping it: ``"auto"`` (at most as
+            much again) or ``"full"`` (the least memory).
 
     Raises:
         ValueError: unknown style, backend or precision, or a checkpoint of another kind.
@@ -98,8 +104,11 @@ class Stylizer:
         backend: str = "auto",
         precision: str = "auto",
         threads: int | None = None,
+        band_rows: int | str | None = "auto",
+        recompute: str = "auto",
     ) -> None:
         _check_names(backend, precision)
+        check_bands(band_rows, recompute)
         if threads is not None:
             known = isinstance(threads, int | np.integer) and not isinstance(threads, bool)
             if not known or threads < 1:
@@ -111,6 +120,12 @@ class Stylizer:
         self._runner, why = backends.compile_graph(
             backend, ckpt.graph, ckpt.weights, precision, threads, ckpt.ranges
         )
+        self._bands: dict[str, Any] = {"band_rows": band_rows, "recompute": recompute}
+        if self._runner.backend != "cpu":
+            if band_rows not in (None, "auto") or recompute != "auto":
+                name = self._runner.backend
+                raise ValueError(f"backend {name!r} does not run in bands; take backend='cpu'")
+            self._bands = {}
         self._lock = threading.Lock()
         _live.add(self)
         self._ranges = tuple(ckpt.meta["input_range"]), tuple(ckpt.meta["output_range"])
@@ -161,8 +176,18 @@ class Stylizer:
             input_range, output_range, float(strength), bool(preserve_color), bool(bgr)
         )
         with self._lock:
-            result = self._runner.run(pixels, io)
+            result = self._runner.run(pixels, io, **self._bands)
         return restore(result)
+
+    def band_info(self, width: int, height: int) -> BandInfo | None:
+        """How an image of this size is run in bands; None where it is run at once.
+
+        With ``band_rows="auto"`` that is decided when a size is first seen, by the memory that is
+        left then.
+        """
+        if not self._bands:
+            return None
+        return self._runner.band_info((1, height, width, 3), **self._bands)  # type: ignore[no-any-return]
 
     def warmup(self, width: int, height: int) -> None:
         """Runs once on an empty image, so that the first real one of this size is not slower.

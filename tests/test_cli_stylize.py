@@ -159,6 +159,26 @@ def test_the_limit_can_be_moved(folder: Path, style: str) -> None:
     assert run(*args, 600).exit_code == 0
 
 
+def test_bands(folder: Path, style: str) -> None:
+    target = folder / "o.png"
+    args = (folder / "in/a.png", "-o", target, "-s", style, "--precision", "fp32")
+    assert run(*args, "--band-rows", "none").exit_code == 0
+    expected = read(target)
+    result = run(*args, "--band-rows", 6, "--recompute", "full")
+    assert result.exit_code == 0
+    assert "bands of 6 rows" in result.stdout
+    assert "times the arithmetic: as asked for" in result.stdout
+    np.testing.assert_array_equal(read(target), expected)
+    made = json.loads(run(*args, "--band-rows", 6, "--json").stdout)["files"][0]["bands"]
+    assert made["rows"] == 6
+    assert made["memory"] > made["kept"] >= 0
+    assert json.loads(run(*args, "--json").stdout)["files"][0]["bands"] is None
+    for value in ("0", "-1", "x"):
+        fails(2, f"{value}", *args, f"--band-rows={value}")
+    fails(2, "does not run in bands", *args, "--band-rows", 8, "--backend", "torch")
+    fails(2, "give band_rows", *args, "--band-rows", "none", "--recompute", "full")
+
+
 # ---------------------------------------------------------------------------- wrong usage: code 2
 
 

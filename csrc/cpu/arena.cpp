@@ -1,32 +1,15 @@
 #include "arena.h"
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
+#include <string>
+
+#include "cgroup.h"
 
 namespace fastgen {
-
-namespace {
-
-// What this process could have at most: the machine's memory or its container's limit. Systems that
-// overcommit would grant more and then kill the process.
-size_t memory_limit() {
-  const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGE_SIZE);
-  size_t limit = pages > 0 && page > 0 ? static_cast<size_t>(pages) * page : SIZE_MAX;
-  for (const char* path :
-       {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
-    std::ifstream file(path);
-    unsigned long long bytes = 0;
-    if (file >> bytes && bytes > 0) limit = std::min<size_t>(limit, bytes);
-  }
-  return limit;
-}
-
-}  // namespace
 
 #if defined(__SANITIZE_ADDRESS__)
 

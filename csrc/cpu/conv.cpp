@@ -164,6 +164,9 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
                 span_x_ >= spec_.stride && low_y_ <= 0 && low_x_ <= 0 &&
                 low_y_ + rows >= out->maps.height && low_x_ + columns >= out->maps.width,
             label + ": does not read all of the source that it stores");
+  if (spec_.source.store >= 0) out->maps.store_y = out->maps.src_y;
+  // Ranges of a whole image are not known band by band.
+  out->units = int8_ && spec_.quant.empty() ? 1 : out->tiles_y;
   batch_plan(s, threads, out);
   const int64_t tiles = ceil_div(s.images, out->batch) * out->tiles_y * out->tiles_x;
   const int64_t groups = static_cast<int64_t>(groups_.size());
@@ -221,7 +224,7 @@ void Conv::finish_place(const ConvCall& c, const Tile& t, int64_t block, int64_t
   const auto at = [&](const ConvTensor& v) {
     const int64_t channel = v.planar ? block * kBlock * v.block : block * v.block;
     return static_cast<char*>(v.data) +
-           (t.image * v.image + channel + y * v.row + x * v.pixel) * v.bytes();
+           (t.image * v.image + channel + v.place(y) + x * v.pixel) * v.bytes();
   };
   f->out = at(c.out);
   f->residual = c.residual.data ? at(c.residual) : nullptr;
@@ -376,11 +379,8 @@ PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool co
   a.format = format();
   a.bf16 = bf16_ && !winograd_ && !rows_;
   a.dst = panel;
-  if (a.format == kPanelPlanar) {
-    a.dst_row = (ceil_div(a.cols, kBlock) + 1) * kBlock;
-  } else {
-    a.dst_row = int64_t{a.cols} * panel_pixel();
-  }
+  a.dst_row = int64_t{a.cols} * panel_pixel();
+  if (a.format == kPanelPlanar) a.dst_row = (ceil_div(a.cols, kBlock) + 1) * kBlock;
   a.dst_block = a.rows * a.dst_row;
   if (int8_) int8_pack_args(c, image, &a);
   if (in_place(c)) {
@@ -392,6 +392,7 @@ PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool co
   if (!copying) return a;
   a.store = static_cast<char*>(c.copy.data) + t.image * c.copy.image * c.copy.bytes();
   a.store_bf16 = c.copy.dtype == kBFloat16;
+  a.store_y = p.maps.store_y.data() + y0;
   a.store_block = c.copy.block;
   a.store_row = c.copy.row;
   // Each tile owns its window up to the start of the next one; the last owns the rest.
@@ -412,19 +413,19 @@ PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool co
 void Conv::tile(const ConvCall& c, int64_t item, int thread) const {
   const StepPlan& p = *c.step;
   const int64_t chunk = item % p.chunks, part = item / p.chunks;
-  const int64_t per_image = p.tiles_y * p.tiles_x, within = part % per_image;
+  const int64_t per_image = (c.last_unit - c.first_unit) * p.tiles_x, within = part % per_image;
   const int64_t across = within % p.tiles_x;
   Tile t{};
   t.image = part / per_image * p.batch;
   t.images = std::min(p.batch, c.shape->images - t.image);
-  t.row = within / p.tiles_x * p.tile_rows;
+  t.row = (c.first_unit + within / p.tiles_x) * p.tile_rows;
   t.column = across * p.tile_columns;
   t.rows = std::min(p.tile_rows, p.domain_rows - t.row);
   t.columns = std::min(p.tile_columns, p.domain_columns - t.column);
   const int64_t groups = static_cast<int64_t>(groups_.size());
   t.first_group = groups * chunk / p.chunks;
   t.last_group = groups * (chunk + 1) / p.chunks;
-  if (spec_.norm.slot >= 0) {
+  if (spec_.norm.slot >= 0 && c.statistics) {
     const int64_t parts_y = ceil_div(p.domain_rows, p.part_rows);
     const int64_t first = (t.image * parts_y + t.row / p.part_rows) * p.tiles_x + across;
     t.stats = c.stats + first * blocks_of(spec_.outputs) * 3 * kBlock;
@@ -468,6 +469,7 @@ void Conv::pack_parity(const StepPlan& p, PackArgs a, int parity) const {
 void Conv::run(const ConvCall& call) const {
   ConvCall c = call;
   const StepPlan& p = *c.step;
+  if (c.last_unit < 0 || p.units == 1) c.first_unit = 0, c.last_unit = p.tiles_y;
   std::vector<float> scales;
   if (int8_) {
     if (spec_.quant.empty()) scales = frame_scales(c);
@@ -478,9 +480,9 @@ void Conv::run(const ConvCall& call) const {
   const auto parallel = [&](int64_t items, const Pool::Job& job) {
     c.pool ? c.pool->run(items, job) : op_parallel(items, job);
   };
-  parallel(ceil_div(images, p.batch) * p.tiles_y * p.tiles_x * p.chunks,
+  parallel(ceil_div(images, p.batch) * (c.last_unit - c.first_unit) * p.tiles_x * p.chunks,
            [&](int64_t item, int thread) { tile(c, item, thread); });
-  if (spec_.norm.slot < 0) return;
+  if (spec_.norm.slot < 0 || !c.statistics || c.last_unit < p.tiles_y) return;
   const int64_t parts = ceil_div(p.domain_rows, p.part_rows) * parts_x;
   std::vector<int64_t> counts(parts, 0);
   for (int64_t part = 0; part < parts; ++part)
@@ -494,8 +496,9 @@ void Conv::run(const ConvCall& call) const {
     const int64_t channels = c.exact ? std::min<int64_t>(kBlock, spec_.outputs - first) : kBlock;
     write_norm(spec_.norm, first, channels,
                c.stats + (image * parts * blocks + item % blocks) * 3 * kBlock, blocks * 3 * kBlock,
-               counts.data(), parts, c.out_scale + image * c.out_slot_image + first,
-               c.out_shift + image * c.out_slot_image + first);
+               counts.data(), parts,
+               NormTarget{c.out_scale, c.out_shift, c.out_mean, c.out_variance}.at(
+                   image * c.out_slot_image + first));
   });
 }
 

@@ -25,6 +25,9 @@ struct ConvTensor {
   int dtype = kFloat32;
   int64_t image = 0, block = 0, row = 0, pixel = 0;
   int planar = 0;
+  int64_t rows = kAllRows, first = 0;  // as in Value
+
+  int64_t place(int64_t y) const { return (y + first) % rows * row; }
 
   int64_t bytes() const { return element_bytes(dtype); }
   View view(int64_t index) const {
@@ -47,6 +50,9 @@ struct ConvCall {
   float* stats = nullptr;                          // step->stats_floats
   float *out_scale = nullptr, *out_shift = nullptr;
   int64_t out_slot_image = 0;
+  float *out_mean = nullptr, *out_variance = nullptr;  // or null
+  int64_t first_unit = 0, last_unit = -1;              // rows of tiles; -1: all
+  bool statistics = true;                              // when the convolution has a norm
   // Set by Conv::run, of int8: [quant, zero of the inputs][for each phase scale, bias of outputs]
   const float* int8 = nullptr;
   int64_t int8_image = 0;  // from image to image
@@ -58,6 +64,8 @@ class Conv {
 
   // Geometry and maps; afterwards nothing is read or written outside tensors of these sizes.
   void plan(const ConvShape& shape, int threads, StepPlan* out) const;
+  // Appends what is read and written of the source's value and residual, `store` and `out`.
+  void flow(const StepPlan& step, int64_t out_rows, Flow* out) const;
   void run(const ConvCall& call) const;
   const ConvSpec& spec() const { return spec_; }
   const Kernels& isa() const { return *isa_; }

@@ -22,7 +22,7 @@ void Conv::finish_at(const ConvCall& c, const Tile& t, int64_t block, int64_t y,
   const int64_t channel = v.planar ? block * kBlock * v.block : block * v.block;
   const char* row =
       static_cast<char*>(v.data) +
-      (t.image * v.image + channel + compact(y, c.shape->out.h, c.repeated.h) * v.row) * v.bytes();
+      (t.image * v.image + channel + v.place(compact(y, c.shape->out.h, c.repeated.h))) * v.bytes();
   const int64_t pixel = f->res_pixel, before = f->before;
   const int pixels = f->pixels;
   float* const tile = f->tile;

@@ -38,6 +38,26 @@ class ConvStep final : public Step {
     conv_.plan(shape(plan), threads, out);
   }
 
+  void flow(const Plan& plan, const StepPlan& step, Flow* out) const override {
+    conv_.flow(step, plan.values[conv_.spec().out].shape.h, out);
+    for (Flow::Reading& reading : out->reads)  // the convolution's source has other views only
+      if (conv_.spec().flat) reading = read_all(plan, reading.value);
+    const int residual = conv_.spec().residual;
+    if (residual < 0) return;
+    const ValueShape &r = plan.values[residual].shape,
+                     &result = plan.values[conv_.spec().out].shape;
+    Flow::Reading reading = read_all(plan, residual);
+    reading.together = 1;
+    reading.rows.resize(step.units, reading.rows[0]);
+    for (int64_t u = 0; r.h == result.h && u < step.units; ++u)
+      reading.rows[u] = {u ? out->writes[0].ready[u - 1] : 0, out->writes[0].ready[u]};
+    out->reads.push_back(std::move(reading));
+  }
+
+  void locate(const Plan& plan, StepPlan* step) const override {
+    locate_source(plan, source_, &step->maps);
+  }
+
   void run(const Context& c) const override {
     const ConvSpec& spec = conv_.spec();
     const ConvShape sizes = shape(*c.plan);
@@ -47,7 +67,7 @@ class ConvStep final : public Step {
     call.pool = c.pool;
     call.in = tensor(c, source_.value);
     if (source_.combine != kCombineNone) call.load_residual = tensor(c, source_.residual);
-    if (source_.store >= 0) call.copy = tensor(c, source_.store);
+    if (source_.store >= 0 && c.storing) call.copy = tensor(c, source_.store);
     call.out = tensor(c, spec.out);
     if (spec.flat) call.out.pixel = call.out.image;
     if (spec.residual >= 0) {
@@ -66,8 +86,13 @@ class ConvStep final : public Step {
     if (spec.norm.slot >= 0) {
       call.out_scale = c.scale(spec.norm.slot, 0);
       call.out_shift = c.shift(spec.norm.slot, 0);
+      call.out_mean = c.mean(spec.norm.slot, 0);
+      call.out_variance = c.variance(spec.norm.slot, 0);
       call.out_slot_image = 2 * c.plan->slot_padded[spec.norm.slot];
     }
+    call.first_unit = c.first_unit;
+    call.last_unit = c.last_unit;
+    call.statistics = c.statistics;
     conv_.run(call);
   }
 
@@ -87,7 +112,9 @@ class ConvStep final : public Step {
 
   static ConvTensor tensor(const Context& c, int value) {
     const Value& v = c.value(value);
-    return {c.data(value), v.shape.dtype, v.image, v.block, v.row, v.pixel, v.shape.planar ? 1 : 0};
+    const int planar = v.shape.planar ? 1 : 0;
+    return {c.data(value), v.shape.dtype, v.image, v.block, v.row,
+            v.pixel,       planar,        v.rows,  v.first};
   }
 
   Source source_;  // as the engine knows it; the convolution may read it in another way

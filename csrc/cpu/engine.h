@@ -36,16 +36,46 @@ class Weights {
   float* data_ = nullptr;
 };
 
+constexpr int64_t kAllRows = INT64_MAX;
+
 struct Value {
   ValueShape shape;
   int64_t image, block, row, pixel;  // strides in elements
   bool shared = false;               // in a segment's plan: of the whole batch
+  // A run in bands keeps some rows only: row y is the (y + first) % rows-th one in memory.
+  int64_t rows = kAllRows, first = 0;
+
+  int64_t place(int64_t y) const { return (y + first) % rows; }
 };
 
-// Source rows and columns of every window position of a step, residual included.
+// Source rows and columns of every window position of a step, residual included. Of rows the ones
+// in memory: Step::locate.
 struct Maps {
-  std::vector<int32_t> src_y, src_x, res_y, res_x;
+  std::vector<int32_t> src_y, src_x, res_y, res_x, store_y;
   int64_t height = 0, width = 0;  // after the views
+};
+
+// How a step goes through its rows: in units, from the first to the last, one or several at a time.
+struct Flow {
+  struct Rows {
+    int64_t first = 0, last = 0;
+  };
+  struct Reading {
+    int value;
+    std::vector<Rows> rows;  // that each unit reads
+    int64_t together = 1;    // rows, from a multiple of this on, that must be neighbours in memory
+  };
+  struct Writing {
+    int value;
+    std::vector<int64_t> ready;  // rows that exist after each unit
+    bool late = false;           // written by the last unit only
+    int64_t together = 1;        // as in Reading
+  };
+  std::vector<Reading> reads;
+  std::vector<Writing> writes;
+  std::vector<int> slots;   // that are read
+  int slot = -1;            // that the last unit writes
+  bool statistics = false;  // it is an instance norm of the step's output
 };
 
 struct StepPlan {
@@ -57,6 +87,7 @@ struct StepPlan {
   int64_t batch = 1, image_floats = 0;  // images in a tile, the panel's floats of each
   int64_t first_y = 0, first_x = 0;     // window position 0 in input coordinates
   int64_t part_rows = 1;                // domain rows whose statistics are summed together
+  int64_t units = 1;                    // see Flow
   double flops = 0;                     // of the convolution as it was given
   double products = 0;                  // multiply-adds that are done
 };
@@ -67,6 +98,7 @@ struct Slot {
 };
 
 struct Plan;
+class Bands;
 
 // Steps that a thread runs for one image after the other, so that what passes from one to the next
 // stays in its cache.
@@ -78,7 +110,8 @@ struct Segment {
 
 struct Plan {
   const void* owner = nullptr;
-  uint64_t number = 0;  // of all plans of the process
+  uint64_t number = 0;                 // of all plans of the process
+  std::shared_ptr<const Bands> bands;  // null: step by step
   std::vector<Value> values;
   std::vector<StepPlan> steps;
   std::vector<int64_t> slot_offset;  // floats from the start of the slot memory
@@ -90,6 +123,15 @@ struct Plan {
   std::vector<Segment> segments;
   bool keeping = true;                    // the constant steps can be left out
   int64_t images = 0, thread_floats = 0;  // thread_floats: what segments need in each thread
+};
+
+// A photo on its way through a run in bands.
+struct ImageCall {
+  const void* photo;
+  void* out;
+  bool is_byte;
+  int64_t n, height, width;
+  ImageIO io;
 };
 
 // Everything a step needs while it runs.
@@ -105,7 +147,12 @@ struct Context {
   const std::vector<float*>* externals;
   float* shared;  // the arena of the whole batch, and the image of it that a segment is at
   int64_t image;
+  int64_t first_unit, last_unit;  // what is to be run; the units before them were
+  bool statistics;                // whether those of the step's norm are wanted
+  bool storing;                   // whether the step's other output (Source::store) is
+  const ImageCall* photo;         // of runs in bands
 
+  bool complete() const { return last_unit == step->units; }
   const Value& value(int index) const { return plan->values[index]; }
   // Where the value's elements start, whatever their type.
   float* data(int index) const {
@@ -122,6 +169,9 @@ struct Context {
     return slots + plan->slot_offset[slot] + (image + n) * 2 * plan->slot_padded[slot];
   }
   float* shift(int slot, int64_t n) const { return scale(slot, n) + plan->slot_padded[slot]; }
+  // What they were made of lies behind all slots, in the same order.
+  float* mean(int slot, int64_t n) const { return scale(slot, n) + plan->slot_floats; }
+  float* variance(int slot, int64_t n) const { return shift(slot, n) + plan->slot_floats; }
   float* panel(int thread) const { return panels + thread * plan->panel_floats; }
 };
 
@@ -132,7 +182,11 @@ class Step {
   // Checks all sizes (nothing may be out of bounds afterwards) and fills the step's plan.
   virtual void plan(const Plan& plan, const std::vector<Slot>& slots, const Kernels& isa,
                     int threads, StepPlan* out) const = 0;
+  virtual void flow(const Plan& plan, const StepPlan& step, Flow* out) const = 0;
+  // Turns the rows of the step's maps into places in memory.
+  virtual void locate(const Plan& plan, StepPlan* step) const;
   virtual void run(const Context& context) const = 0;
+  virtual bool only_statistics() const { return false; }
 
   std::string label;
 };
@@ -160,14 +214,32 @@ void fill_maps(Extent value, Extent residual, const Source& source, int64_t firs
                int64_t first_x, int64_t columns, int pad_mode, Maps* maps);
 void fill_maps(const Plan& plan, const Source& source, int64_t first_y, int64_t rows,
                int64_t first_x, int64_t columns, int pad_mode, Maps* maps);
+// Rows [first, last) among `count` entries of a map.
+Flow::Rows reach(const std::vector<int32_t>& map, int64_t first, int64_t count);
+// Appends what the source reads; unit i reads map entries [i*step, i*step + count).
+void source_flow(const Source& source, const Maps& maps, int64_t units, int64_t step, int64_t count,
+                 Flow* out);
+void locate_source(const Plan& plan, const Source& source, Maps* maps);
+// All rows at once, in one unit.
+Flow::Reading read_all(const Plan& plan, int value);
 // (h, w) of the source after its views.
 void source_size(const Plan& plan, const Source& source, int64_t* height, int64_t* width);
 PackArgs source_args(const Context& context, const Source& source, int64_t image);
+// Where a norm goes, per channel; mean and variance may be null.
+struct NormTarget {
+  float *scale, *shift, *mean, *variance;
+
+  NormTarget at(int64_t i) const {
+    return {scale + i, shift + i, mean ? mean + i : nullptr, variance ? variance + i : nullptr};
+  }
+};
 // Turns moments [pivot|sum|squares] of `parts` parts into scale and shift of channels
-// [first, first + channels), at most one block.
+// [first, first + channels), at most one block; `to` is the first of them.
 void write_norm(const NormSpec& norm, int64_t first, int64_t channels, const float* stats,
-                int64_t part_stride, const int64_t* counts, int64_t parts, float* scale,
-                float* shift);
+                int64_t part_stride, const int64_t* counts, int64_t parts, const NormTarget& to);
+// The same of given moments.
+void put_norm(const NormSpec& norm, int64_t channel, double mean, double variance, float* scale,
+              float* shift);
 void check_norm(const std::vector<Slot>& slots, const NormSpec& norm, int64_t channels,
                 const std::string& label);
 // Tiles of a convolution whose domain is set.

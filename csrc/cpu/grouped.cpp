@@ -49,15 +49,27 @@ class Grouped final : public Step {
     const int64_t columns = (to.w - 1) * spec_.stride + p.kw;
     fill_maps(plan, spec_.source, p.dy, (to.h - 1) * spec_.stride + p.kh, p.dx, columns,
               spec_.pad_mode, &out->maps);
+    out->units = to.h;
     out->panel_floats = p.kh * columns * blocks_of(spec_.inputs) * kBlock + kBlock;
     out->flops = 2.0 * to.n * to.c * to.h * to.w * per_in_ * p.kh * p.kw;
+  }
+
+  void flow(const Plan&, const StepPlan& step, Flow* out) const override {
+    source_flow(spec_.source, step.maps, step.units, spec_.stride, spec_.phases[0].kh, out);
+    out->writes.push_back({spec_.out, {}});
+    for (int64_t y = 1; y <= step.units; ++y) out->writes[0].ready.push_back(y);
+  }
+
+  void locate(const Plan& plan, StepPlan* step) const override {
+    locate_source(plan, spec_.source, &step->maps);
   }
 
   void run(const Context& c) const override {
     const Value& out = c.value(spec_.out);
     const PhaseSpec& p = spec_.phases[0];
-    c.pool->run(out.shape.n * out.shape.h, [&](int64_t item, int thread) {
-      const int64_t n = item / out.shape.h, y = item % out.shape.h;
+    const int64_t units = c.last_unit - c.first_unit;
+    c.pool->run(out.shape.n * units, [&](int64_t item, int thread) {
+      const int64_t n = item / units, y = c.first_unit + item % units;
       PackArgs a = source_args(c, spec_.source, n);
       a.rows = p.kh;
       a.cols = static_cast<int>((out.shape.w - 1) * spec_.stride + p.kw);
@@ -73,7 +85,7 @@ class Grouped final : public Step {
       a.dst_row = int64_t{a.cols} * kBlock;
       a.dst_block = a.rows * a.dst_row;
       c.isa->pack(a);
-      float* row = c.data(spec_.out) + n * out.image + y * out.row;
+      float* row = c.data(spec_.out) + n * out.image + out.place(y) * out.row;
       for (int64_t b = 0; b < blocks_of(spec_.outputs); ++b) {
         if (per_in_ == 1 && per_out_ == 1) {
           c.isa->depthwise(panel + b * a.dst_block, a.dst_row, spec_.stride * kBlock,

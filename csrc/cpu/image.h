@@ -1,20 +1,22 @@
 // Image batches (N,H,W,3) to the model's planar floats and back.
 #pragma once
 
-#include "../fastgen.h"
-#include "kernels.h"
-#include "parallel.h"
+#include "engine.h"
 
 namespace fastgen {
 
-// To planar (n,3,rows,columns), continued by reflection (a triangle wave, so any size works).
-void image_load(const Kernels& isa, Pool* pool, const void* photo, bool is_byte, int64_t n,
-                int64_t height, int64_t width, int64_t rows, int64_t columns, const ImageIO& io,
-                float* out);
+// Rows [first, last) of the planar value `to` at `data` (n,3,rows,columns), continued by reflection
+// (a triangle wave, so any size works).
+void image_load(const Kernels& isa, Pool* pool, const ImageCall& image, int64_t first, int64_t last,
+                const Value& to, float* data);
 
-// From planar (n,3,rows,columns): crop, clamp, colour keep, strength, rounding.
-void image_store(const Kernels& isa, Pool* pool, const float* planes, const void* photo,
-                 bool is_byte, int64_t n, int64_t height, int64_t width, int64_t rows,
-                 int64_t columns, const ImageIO& io, void* out);
+// Rows [first, last) of the image from a planar value: crop, clamp, colour keep, strength,
+// rounding.
+void image_store(const Kernels& isa, Pool* pool, const Value& from, const float* data,
+                 int64_t first, int64_t last, const ImageCall& image);
+
+// The same as steps of a run in bands.
+std::unique_ptr<Step> make_image_load(int value);
+std::unique_ptr<Step> make_image_store(int value, int64_t height);
 
 }  // namespace fastgen

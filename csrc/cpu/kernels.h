@@ -50,9 +50,11 @@ struct PackArgs {
   int format;
   int bf16;  // not for kPanelPlanar
   // When `store` is not null the loaded values of window rows [y0, y1) and columns [x0, x1) are
-  // also written to a blocked tensor with the source's row and column numbers (kPanel16 only).
+  // also written to a blocked tensor, rows by `store_y` of window rows, columns with the source's
+  // numbers (kPanel16 only).
   void* store;  // float, or bfloat16 with `store_bf16`
   int store_bf16;
+  const int32_t* store_y;
   int64_t store_block, store_row;
   int store_y0, store_y1, store_x0, store_x1;
   // pack_int8: dst are bytes, y*quant + zero rounded and held to 0..255, per channel (padded to

@@ -8,6 +8,8 @@
 namespace fastgen {
 namespace {
 
+constexpr int64_t kRowFloats = 16 * 1024;  // of the rows that one unit joins
+
 const ValueShape& shape_of(const Plan& plan, int value, const std::string& label) {
   require(value >= 0 && value < static_cast<int>(plan.values.size()), label + ": unknown value");
   const ValueShape& shape = plan.values[value].shape;
@@ -19,6 +21,28 @@ const ValueShape& shape_of(const Plan& plan, int value, const std::string& label
 float* at(float* data, const Value& v, int64_t plane) {
   const int64_t blocks = blocks_of(v.shape.c);
   return data + plane / blocks * v.image + plane % blocks * v.block;
+}
+
+// A value of `height` rows whose units write `step` rows each.
+Flow::Writing rows_ready(int value, int64_t units, int64_t step, int64_t height) {
+  Flow::Writing writing{value, {}};
+  for (int64_t u = 1; u <= units; ++u) writing.ready.push_back(std::min(u * step, height));
+  return writing;
+}
+
+// Unit i reads rows [i*step, i*step + count) of a value.
+Flow::Reading rows_read(const Plan& plan, int value, int64_t units, int64_t step, int64_t count) {
+  const int64_t height = plan.values[value].shape.h;
+  Flow::Reading reading{value, {}};
+  for (int64_t u = 0; u < units; ++u)
+    reading.rows.push_back({u * step, std::min(u * step + count, height)});
+  return reading;
+}
+
+// A step that reads and writes everything at once.
+void whole_flow(const Plan& plan, const std::vector<int>& reads, int out, Flow* flow) {
+  for (int value : reads) flow->reads.push_back(read_all(plan, value));
+  if (out >= 0) flow->writes.push_back({out, {plan.values[out].shape.h}});
 }
 
 // Everything with pending arithmetic or views that no convolution reads.
@@ -41,24 +65,40 @@ class Copy final : public Step {
     const int64_t row_floats = std::max<int64_t>(1, width * blocks_of(to.c) * kBlock);
     out->tile_rows = std::clamp<int64_t>(64 * 1024 / row_floats, 1, height);
     out->tiles_y = ceil_div(height, out->tile_rows);
+    out->units = out->tiles_y;
+  }
+
+  void flow(const Plan& plan, const StepPlan& p, Flow* out) const override {
+    source_flow(source_, p.maps, p.units, p.tile_rows, p.tile_rows, out);
+    out->writes.push_back(rows_ready(out_, p.units, p.tile_rows, plan.values[out_].shape.h));
+  }
+
+  void locate(const Plan& plan, StepPlan* step) const override {
+    locate_source(plan, source_, &step->maps);
   }
 
   void run(const Context& c) const override {
     const Value& out = c.value(out_);
     const StepPlan& p = *c.step;
-    c.pool->run(out.shape.n * p.tiles_y, [&](int64_t item, int) {
-      const int64_t image = item / p.tiles_y, y = item % p.tiles_y * p.tile_rows;
+    const int64_t units = c.last_unit - c.first_unit;
+    c.pool->run(out.shape.n * units, [&](int64_t item, int) {
+      const int64_t image = item / units, first = (c.first_unit + item % units) * p.tile_rows;
+      const int64_t last = std::min(first + p.tile_rows, out.shape.h);
       PackArgs a = source_args(c, source_, image);
-      a.rows = static_cast<int>(std::min(p.tile_rows, out.shape.h - y));
       a.cols = static_cast<int>(out.shape.w);
-      a.src_y = p.maps.src_y.data() + y;
       a.src_x = p.maps.src_x.data();
-      if (a.combine) a.res_y = p.maps.res_y.data() + y, a.res_x = p.maps.res_x.data();
+      if (a.combine) a.res_x = p.maps.res_x.data();
       a.format = out.shape.planar ? kPanelPlanar : kPanel16;
-      a.dst = c.data(out_) + image * out.image + y * out.row;
       a.dst_block = out.block;
       a.dst_row = out.row;
-      c.isa->pack(a);
+      for (int64_t y = first; y < last; y += a.rows) {  // up to where memory starts again
+        const int64_t place = out.place(y);
+        a.rows = static_cast<int>(std::min(last - y, out.rows - place));
+        a.src_y = p.maps.src_y.data() + y;
+        if (a.combine) a.res_y = p.maps.res_y.data() + y;
+        a.dst = c.data(out_) + image * out.image + place * out.row;
+        c.isa->pack(a);
+      }
     });
   }
 
@@ -79,27 +119,49 @@ class Stats final : public Step {
     require(norm_.slot >= 0 && !v.planar, label + ": statistics need a blocked value");
     check_norm(slots, norm_, v.c, label);
     require(plan.slot_images[norm_.slot] == v.n, label + ": statistics do not fit the value");
-    out->chunks = ceil_div(v.h * v.w, kPart);
-    out->stats_floats = v.n * blocks_of(v.c) * out->chunks * 3 * kBlock;
+    // A part is some rows, or a piece of one.
+    out->tile_rows = std::clamp<int64_t>(kPart / v.w, 1, v.h);
+    out->units = out->tiles_y = ceil_div(v.h, out->tile_rows);
+    out->tiles_x = ceil_div(v.w, kPart);
+    out->tile_columns = ceil_div(v.w, out->tiles_x);
+    out->stats_floats = v.n * blocks_of(v.c) * out->tiles_y * out->tiles_x * 3 * kBlock;
   }
+
+  void flow(const Plan& plan, const StepPlan& p, Flow* out) const override {
+    out->reads.push_back(rows_read(plan, value_, p.units, p.tile_rows, p.tile_rows));
+    out->reads.back().together = p.tile_rows;
+    out->slot = norm_.slot;
+    out->statistics = true;
+  }
+
+  bool only_statistics() const override { return true; }
 
   void run(const Context& c) const override {
     const Value& v = c.value(value_);
-    const int64_t parts = c.step->chunks, pixels = v.shape.h * v.shape.w;
+    const StepPlan& p = *c.step;
+    const int64_t parts = p.tiles_y * p.tiles_x, units = c.last_unit - c.first_unit;
     const int64_t planes = v.shape.n * blocks_of(v.shape.c), blocks = blocks_of(v.shape.c);
-    c.pool->run(planes * parts, [&](int64_t item, int) {
-      const int64_t plane = item / parts, part = item % parts;
-      c.isa->moments(c.data(value_) + plane / blocks * v.image + plane % blocks * v.block +
-                         part * kPart * kBlock,
-                     std::min(kPart, pixels - part * kPart), c.stats + item * 3 * kBlock);
+    const auto count = [&](int64_t part) {
+      const int64_t y = part / p.tiles_x * p.tile_rows, x = part % p.tiles_x * p.tile_columns;
+      return std::min(p.tile_rows, v.shape.h - y) * std::min(p.tile_columns, v.shape.w - x);
+    };
+    c.pool->run(planes * units * p.tiles_x, [&](int64_t item, int) {
+      const int64_t plane = item / (units * p.tiles_x);
+      const int64_t part = c.first_unit * p.tiles_x + item % (units * p.tiles_x);
+      const int64_t row = v.place(part / p.tiles_x * p.tile_rows);
+      const float* from =
+          at(c.data(value_), v, plane) + row * v.row + part % p.tiles_x * p.tile_columns * kBlock;
+      c.isa->moments(from, count(part), c.stats + (plane * parts + part) * 3 * kBlock);
     });
-    std::vector<int64_t> counts(parts, kPart);
-    counts.back() = pixels - (parts - 1) * kPart;
+    if (!c.complete()) return;
+    std::vector<int64_t> counts;
+    for (int64_t part = 0; part < parts; ++part) counts.push_back(count(part));
     c.pool->run(planes, [&](int64_t plane, int) {
-      const int64_t image = plane / blocks, first = plane % blocks * kBlock;
-      write_norm(norm_, first, kBlock, c.stats + plane * parts * 3 * kBlock, 3 * kBlock,
-                 counts.data(), parts, c.scale(norm_.slot, image) + first,
-                 c.shift(norm_.slot, image) + first);
+      const int64_t image = plane / blocks, slot = norm_.slot;
+      const NormTarget to{c.scale(slot, image), c.shift(slot, image), c.mean(slot, image),
+                          c.variance(slot, image)};
+      write_norm(norm_, plane % blocks * kBlock, kBlock, c.stats + plane * parts * 3 * kBlock,
+                 3 * kBlock, counts.data(), parts, to.at(plane % blocks * kBlock));
     });
   }
 
@@ -126,6 +188,11 @@ class Given final : public Step {
     require(plan.slot_images[norm_.slot] == m.n, label + ": statistics do not fit the value");
   }
 
+  void flow(const Plan& plan, const StepPlan&, Flow* out) const override {
+    whole_flow(plan, {mean_, var_}, -1, out);
+    out->slot = norm_.slot;
+  }
+
   void run(const Context& c) const override {
     const Value& m = c.value(mean_);
     const Value& v = c.value(var_);
@@ -133,11 +200,9 @@ class Given final : public Step {
       // Shift follows scale; what lies behind their last channels must be a number, too.
       std::fill_n(c.scale(norm_.slot, n), 2 * c.plan->slot_padded[norm_.slot], 0.0f);
       for (int64_t i = 0; i < m.shape.c; ++i) {
-        double s = 1.0 / std::sqrt(double{c.data(var_)[n * v.image + i]} + double{norm_.eps});
-        if (!norm_.weight.empty()) s *= norm_.weight[i];
-        const double b = norm_.bias.empty() ? 0.0 : norm_.bias[i];
-        c.scale(norm_.slot, n)[i] = static_cast<float>(s);
-        c.shift(norm_.slot, n)[i] = static_cast<float>(b - c.data(mean_)[n * m.image + i] * s);
+        put_norm(norm_, i, double{c.data(mean_)[n * m.image + i]},
+                 double{c.data(var_)[n * v.image + i]}, c.scale(norm_.slot, n) + i,
+                 c.shift(norm_.slot, n) + i);
       }
     }
   }
@@ -157,9 +222,12 @@ class Pooling final : public Step {
   }
 
   void plan(const Plan& plan, const std::vector<Slot>&, const Kernels&, int,
-            StepPlan*) const override {
+            StepPlan* step) const override {
     const ValueShape& in = shape_of(plan, value_, label);
     const ValueShape& out = shape_of(plan, out_, label);
+    step->units = spec_.kind == 2 ? in.h : out.h;
+    if (spec_.kind == 2)  // sums are double
+      step->stats_floats = 2 * in.n * blocks_of(in.c) * kBlock;
     const auto side = [&](int64_t s) {
       return spec_.kind == 2 ? 1 : (s + 2 * spec_.padding - spec_.kernel) / spec_.stride + 1;
     };
@@ -168,16 +236,34 @@ class Pooling final : public Step {
             label + ": output has the wrong shape");
   }
 
+  void flow(const Plan& plan, const StepPlan& p, Flow* out) const override {
+    if (spec_.kind == 2) {
+      out->reads.push_back(rows_read(plan, value_, p.units, 1, 1));
+      out->writes.push_back({out_, std::vector<int64_t>(p.units, 0), true});
+      out->writes[0].ready.back() = 1;
+      return;
+    }
+    out->reads.push_back({value_, {}});
+    for (int64_t y = 0; y < p.units; ++y) {
+      const int64_t top = y * spec_.stride - spec_.padding, height = plan.values[value_].shape.h;
+      const int64_t first = std::max<int64_t>(top, 0);
+      const int64_t last = std::min<int64_t>(top + spec_.kernel, height);
+      out->reads[0].rows.push_back(first < last ? Flow::Rows{first, last} : Flow::Rows{});
+    }
+    out->writes.push_back(rows_ready(out_, p.units, 1, p.units));
+  }
+
   void run(const Context& c) const override {
     const Value& in = c.value(value_);
     const Value& out = c.value(out_);
     const int64_t planes = in.shape.n * blocks_of(in.shape.c);
     if (spec_.kind == 2) return global(c, in, planes);
-    c.pool->run(planes * out.shape.h, [&](int64_t item, int) {
-      const int64_t plane = item / out.shape.h, y = item % out.shape.h;
+    const int64_t units = c.last_unit - c.first_unit;
+    c.pool->run(planes * units, [&](int64_t item, int) {
+      const int64_t plane = item / units, y = c.first_unit + item % units;
       for (int64_t x = 0; x < out.shape.w; ++x)
         window(at(c.data(value_), in, plane), in, y, x,
-               at(c.data(out_), out, plane) + y * out.row + x * kBlock);
+               at(c.data(out_), out, plane) + out.place(y) * out.row + x * kBlock);
     });
   }
 
@@ -191,7 +277,7 @@ class Pooling final : public Step {
     std::fill_n(acc, kBlock, max ? -std::numeric_limits<float>::infinity() : 0.0f);
     for (int64_t r = y0; r < y1; ++r)
       for (int64_t q = x0; q < x1; ++q) {
-        const float* from = plane + r * in.row + q * kBlock;
+        const float* from = plane + in.place(r) * in.row + q * kBlock;
         for (int i = 0; i < kBlock; ++i) {
           if (!max) {
             acc[i] += from[i];
@@ -209,10 +295,14 @@ class Pooling final : public Step {
     const Value& out = c.value(out_);
     const int64_t pixels = in.shape.h * in.shape.w;
     c.pool->run(planes, [&](int64_t plane, int) {
-      double total[kBlock] = {};
-      const float* from = at(c.data(value_), in, plane);
-      for (int64_t p = 0; p < pixels; ++p)
-        for (int i = 0; i < kBlock; ++i) total[i] += from[p * kBlock + i];
+      double* total = reinterpret_cast<double*>(c.stats) + plane * kBlock;
+      if (c.first_unit == 0) std::fill_n(total, kBlock, 0.0);
+      for (int64_t y = c.first_unit; y < c.last_unit; ++y) {
+        const float* from = at(c.data(value_), in, plane) + in.place(y) * in.row;
+        for (int64_t x = 0; x < in.shape.w; ++x)
+          for (int i = 0; i < kBlock; ++i) total[i] += from[x * kBlock + i];
+      }
+      if (!c.complete()) return;
       for (int i = 0; i < kBlock; ++i)
         at(c.data(out_), out, plane)[i] =
             static_cast<float>(total[i] / static_cast<double>(pixels));
@@ -231,8 +321,10 @@ class Concat final : public Step {
   }
 
   void plan(const Plan& plan, const std::vector<Slot>&, const Kernels&, int,
-            StepPlan*) const override {
+            StepPlan* step) const override {
     const ValueShape& out = shape_of(plan, out_, label);
+    step->tile_rows = std::clamp<int64_t>(kRowFloats / (out.w * kBlock), 1, out.h);
+    step->units = ceil_div(out.h, step->tile_rows);
     for (size_t i = 0; i < values_.size(); ++i) {
       const ValueShape& v = shape_of(plan, values_[i], label);
       require(!v.planar && v.n == out.n && v.h == out.h && v.w == out.w,
@@ -242,31 +334,44 @@ class Concat final : public Step {
     }
   }
 
+  void flow(const Plan& plan, const StepPlan& p, Flow* out) const override {
+    const int64_t rows = p.tile_rows;
+    for (int value : values_) out->reads.push_back(rows_read(plan, value, p.units, rows, rows));
+    out->writes.push_back(rows_ready(out_, p.units, rows, plan.values[out_].shape.h));
+  }
+
   void run(const Context& c) const override {
     const Value& out = c.value(out_);
-    const int64_t pixels = out.shape.h * out.shape.w;
-    c.pool->run(out.shape.n, [&](int64_t n, int) {
-      for (size_t i = 0; i < values_.size(); ++i) {
-        const Value& v = c.value(values_[i]);
-        for (int64_t channel = 0; channel < v.shape.c;) {
-          const int64_t at = first_[i] + channel, run = run_length(channel, at, v.shape.c);
-          const float* from = c.data(values_[i]) + n * v.image + channel / kBlock * v.block;
-          float* to = c.data(out_) + n * out.image + at / kBlock * out.block;
-          if (run == kBlock) {
-            std::copy_n(from, pixels * kBlock, to);
-          } else {
-            from += channel % kBlock;
-            to += at % kBlock;
-            for (int64_t p = 0; p < pixels; ++p)
-              for (int64_t l = 0; l < run; ++l) to[p * kBlock + l] = from[p * kBlock + l];
-          }
-          channel += run;
-        }
-      }
+    const int64_t units = c.last_unit - c.first_unit, height = c.step->tile_rows;
+    c.pool->run(out.shape.n * units, [&](int64_t item, int) {
+      const int64_t first = (c.first_unit + item % units) * height;
+      const int64_t last = std::min(first + height, out.shape.h);
+      for (int64_t y = first; y < last; ++y) row(c, item / units, y);
     });
   }
 
  private:
+  void row(const Context& c, int64_t n, int64_t y) const {
+    const Value& out = c.value(out_);
+    for (size_t i = 0; i < values_.size(); ++i) {
+      const Value& v = c.value(values_[i]);
+      for (int64_t channel = 0; channel < v.shape.c;) {
+        const int64_t at = first_[i] + channel, run = run_length(channel, at, v.shape.c);
+        const float* from = c.data(values_[i]) + n * v.image + channel / kBlock * v.block +
+                            v.place(y) * v.row + channel % kBlock;
+        float* to = c.data(out_) + n * out.image + at / kBlock * out.block +
+                    out.place(y) * out.row + at % kBlock;
+        if (run == kBlock) {
+          std::copy_n(from, out.shape.w * kBlock, to);
+        } else {
+          for (int64_t x = 0; x < out.shape.w * kBlock; x += kBlock)
+            for (int64_t l = 0; l < run; ++l) to[x + l] = from[x + l];
+        }
+        channel += run;
+      }
+    }
+  }
+
   // Channels that stay within one block on both sides.
   static int64_t run_length(int64_t from, int64_t to, int64_t end) {
     return std::min({kBlock - from % kBlock, kBlock - to % kBlock, end - from});
@@ -281,20 +386,27 @@ class Broadcast final : public Step {
   Broadcast(const std::string& label, int value, int out) : Step(label), value_(value), out_(out) {}
 
   void plan(const Plan& plan, const std::vector<Slot>&, const Kernels&, int,
-            StepPlan*) const override {
+            StepPlan* step) const override {
     const ValueShape& in = shape_of(plan, value_, label);
     const ValueShape& out = shape_of(plan, out_, label);
+    step->units = out.h;
     require(!in.planar && !out.planar && in.n == out.n && in.c == out.c && in.h == 1 && in.w == 1,
             label + ": output has the wrong shape");
   }
 
+  void flow(const Plan& plan, const StepPlan& p, Flow* out) const override {
+    out->reads.push_back(rows_read(plan, value_, p.units, 0, 1));
+    out->writes.push_back(rows_ready(out_, p.units, 1, p.units));
+  }
+
   void run(const Context& c) const override {
     const Value& out = c.value(out_);
-    const int64_t blocks = blocks_of(out.shape.c);
-    c.pool->run(out.shape.n * blocks * out.shape.h, [&](int64_t item, int) {
-      const int64_t plane = item / out.shape.h;
+    const int64_t planes = out.shape.n * blocks_of(out.shape.c);
+    const int64_t units = c.last_unit - c.first_unit;
+    c.pool->run(planes * units, [&](int64_t item, int) {
+      const int64_t plane = item / units, y = c.first_unit + item % units;
       const float* from = at(c.data(value_), c.value(value_), plane);
-      float* to = at(c.data(out_), out, plane) + item % out.shape.h * out.row;
+      float* to = at(c.data(out_), out, plane) + out.place(y) * out.row;
       for (int64_t x = 0; x < out.shape.w; ++x) std::copy_n(from, kBlock, to + x * kBlock);
     });
   }
@@ -315,6 +427,11 @@ class Reshape final : public Step {
     require(
         !in.planar && !out.planar && in.n == out.n && in.c * in.h * in.w == out.c * out.h * out.w,
         label + ": output has the wrong shape");
+  }
+
+  void flow(const Plan& plan, const StepPlan&, Flow* out) const override {
+    whole_flow(plan, {value_}, out_, out);
+    out->writes[0].together = plan.values[out_].shape.h;
   }
 
   void run(const Context& c) const override {

@@ -181,7 +181,7 @@ void pack_row(const PackArgs& a, int y, int first, int last, D* dst) {
 // Copies a loaded row of a block to where it is kept.
 template <class S, class D>
 void store_row(const PackArgs& a, int b, int y, const D* from) {
-  S* out = static_cast<S*>(a.store) + b * a.store_block + a.src_y[y] * a.store_row;
+  S* out = static_cast<S*>(a.store) + b * a.store_block + a.store_y[y] * a.store_row;
   for (int x = a.store_x0; x < a.store_x1; ++x)
     for (int j = 0; j < kBlock; j += VL)
       store_factor(out + a.src_x[x] * kBlock + j, load_as(from + x * kBlock + j));

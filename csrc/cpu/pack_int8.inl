@@ -35,7 +35,7 @@ inline void quantise_row(const PackArgs& a, int c0, int y, uint8_t* dst, int64_t
       store_bytes(dst + x * pixel + j * VL, load(line + x * kBlock + j * VL) * quant[j] + zero[j]);
   if (!a.store || y < a.store_y0 || y >= a.store_y1) return;
   float* out =
-      static_cast<float*>(a.store) + c0 / kBlock * a.store_block + a.src_y[y] * a.store_row;
+      static_cast<float*>(a.store) + c0 / kBlock * a.store_block + a.store_y[y] * a.store_row;
   for (int x = a.store_x0; x < a.store_x1; ++x)
     for (int j = 0; j < kBlock; j += VL)
       store(out + a.src_x[x] * kBlock + j, load(line + x * kBlock + j));

@@ -2,11 +2,12 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <fstream>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <system_error>
+
+#include "cgroup.h"
 
 #ifdef __linux__
 #include <sched.h>
@@ -48,11 +49,6 @@ bool wait_for(const Done& done) {
   return false;
 }
 
-bool read_line(const std::string& path, std::string* line) {
-  std::ifstream file(path);
-  return file && std::getline(file, *line);
-}
-
 // CPUs that one cgroup directory grants, or 0 for no limit.
 double quota_of(const std::string& directory) {
   std::string line;
@@ -72,23 +68,8 @@ double quota_of(const std::string& directory) {
 }
 
 double cgroup_quota() {
-  std::vector<std::string> directories = {"/sys/fs/cgroup", "/sys/fs/cgroup/cpu"};
-  std::ifstream file("/proc/self/cgroup");
-  for (std::string line; file && std::getline(file, line);) {
-    const size_t first = line.find(':'), second = line.find(':', first + 1);
-    if (first == std::string::npos || second == std::string::npos) continue;
-    const std::string controllers = line.substr(first + 1, second - first - 1);
-    const std::string path = line.substr(second + 1);
-    const bool second_version = controllers.empty();
-    if (!second_version && controllers.find("cpu") == std::string::npos) continue;
-    // A limit of any group above holds, too.
-    for (std::string group = path; group.size() > 1; group.resize(group.rfind('/'))) {
-      directories.push_back((second_version ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu") + group);
-      if (group.rfind('/') == std::string::npos) break;
-    }
-  }
   double least = 0;
-  for (const std::string& directory : directories) {
+  for (const std::string& directory : cgroup_directories("cpu")) {
     const double quota = quota_of(directory);
     if (quota > 0 && (least == 0 || quota < least)) least = quota;
   }

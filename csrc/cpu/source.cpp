@@ -146,6 +146,49 @@ void fill_maps(const Plan& plan, const Source& source, int64_t first_y, int64_t 
             maps);
 }
 
+Flow::Rows reach(const std::vector<int32_t>& map, int64_t first, int64_t count) {
+  Flow::Rows rows;
+  const int64_t end = std::min<int64_t>(first + count, static_cast<int64_t>(map.size()));
+  for (int64_t i = first; i < end; ++i) {
+    const int64_t y = map[i];
+    if (y < 0) continue;
+    rows = rows.last ? Flow::Rows{std::min(rows.first, y), std::max(rows.last, y + 1)}
+                     : Flow::Rows{y, y + 1};
+  }
+  return rows;
+}
+
+void source_flow(const Source& source, const Maps& maps, int64_t units, int64_t step, int64_t count,
+                 Flow* out) {
+  if (source.slot >= 0) out->slots.push_back(source.slot);
+  const auto read = [&](int value, const std::vector<int32_t>& map) {
+    out->reads.push_back({value, {}, 1});
+    for (int64_t u = 0; u < units; ++u)
+      out->reads.back().rows.push_back(reach(map, u * step, count));
+  };
+  read(source.value, maps.src_y);
+  if (source.combine != kCombineNone) read(source.residual, maps.res_y);
+}
+
+void locate_source(const Plan& plan, const Source& source, Maps* maps) {
+  const auto locate = [&](int value, std::vector<int32_t>* map) {
+    const Value& v = plan.values[value];
+    if (v.rows == kAllRows) return;
+    for (int32_t& y : *map)
+      if (y >= 0) y = static_cast<int32_t>(v.place(y));
+  };
+  locate(source.value, &maps->src_y);
+  if (source.combine != kCombineNone) locate(source.residual, &maps->res_y);
+  if (source.store >= 0) locate(source.store, &maps->store_y);
+}
+
+Flow::Reading read_all(const Plan& plan, int value) {
+  const int64_t rows = plan.values[value].shape.h;
+  return {value, {{0, rows}}, rows};
+}
+
+void Step::locate(const Plan&, StepPlan*) const {}
+
 PackArgs source_args(const Context& context, const Source& source, int64_t image) {
   PackArgs a{};
   const Value& value = context.value(source.value);
@@ -182,8 +225,7 @@ void check_norm(const std::vector<Slot>& slots, const NormSpec& norm, int64_t ch
 }
 
 void write_norm(const NormSpec& norm, int64_t first, int64_t channels, const float* stats,
-                int64_t part_stride, const int64_t* counts, int64_t parts, float* scale,
-                float* shift) {
+                int64_t part_stride, const int64_t* counts, int64_t parts, const NormTarget& to) {
   // Merges triples of (count, mean, sum of squared deviations) in double.
   double mean[kBlock] = {}, m2[kBlock] = {}, count = 0;
   for (int64_t t = 0; t < parts; ++t, stats += part_stride) {
@@ -198,14 +240,21 @@ void write_norm(const NormSpec& norm, int64_t first, int64_t channels, const flo
     count = total;
   }
   for (int64_t c = 0; c < channels; ++c) {
-    const size_t channel = first + c;
     const double variance = std::max(m2[c], 0.0) / count;
-    double s = 1.0 / std::sqrt(variance + static_cast<double>(norm.eps));
-    if (channel < norm.weight.size()) s *= norm.weight[channel];
-    const double b = channel < norm.bias.size() ? norm.bias[channel] : 0.0;
-    scale[c] = static_cast<float>(s);
-    shift[c] = static_cast<float>(b - mean[c] * s);
+    put_norm(norm, first + c, mean[c], variance, to.scale + c, to.shift + c);
+    if (to.mean) to.mean[c] = static_cast<float>(mean[c]);
+    if (to.variance) to.variance[c] = static_cast<float>(variance);
   }
+}
+
+void put_norm(const NormSpec& norm, int64_t channel, double mean, double variance, float* scale,
+              float* shift) {
+  const size_t c = channel;
+  double s = 1.0 / std::sqrt(variance + static_cast<double>(norm.eps));
+  if (c < norm.weight.size()) s *= norm.weight[c];
+  const double b = c < norm.bias.size() ? norm.bias[c] : 0.0;
+  *scale = static_cast<float>(s);
+  *shift = static_cast<float>(b - mean * s);
 }
 
 void geometry(int channels, int format, int64_t span_y, int64_t span_x, int stride, int64_t items,

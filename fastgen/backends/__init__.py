@@ -4,9 +4,10 @@ A backend is a module with ``why_not() -> str | None`` (None: it can run here), 
 ``precision_why_not(precision) -> str | None``, ``auto_precision() -> (precision, why)`` and
 ``compile(graph, weights, precision, threads, ranges) -> Runner``; ``precision_note(precision) ->
 str | None`` if something is to be known of a precision that can run. A runner has
-``run(inputs, io=None, out=None)``, ``precision``, ``threads``, ``backend`` and ``close()``. The
-runners of a module with ``SLOW_START`` need minutes before the first frame; ``auto`` serves with
-the next backend meanwhile.
+``run(inputs, io=None, out=None)``, ``precision``, ``threads``, ``backend`` and ``close()``; that of
+the cpu backend also takes ``norm_stats``, ``band_rows`` and ``recompute``. The runners of a module
+with ``SLOW_START`` need minutes before the first frame; ``auto`` serves with the next backend
+meanwhile.
 """
 
 from __future__ import annotations

@@ -314,10 +314,10 @@ class _Lowering(Joins):
         fused = writer and writer.norm is None and writer.groups == 1
         if not fused or writer.small or writer.flat:  # type: ignore[union-attr]
             index = self.plain(name)
-            norm = Norm(self.slot(channels), a["eps"], weight, bias)
+            norm = Norm(self.slot(channels), a["eps"], weight, bias, node.name)
             self.emit(StatsStep(node.name, value=index, norm=norm))
         else:
-            norm = Norm(self.slot(channels), a["eps"], weight, bias)
+            norm = Norm(self.slot(channels), a["eps"], weight, bias, node.name)
             writer.norm = norm  # type: ignore[union-attr]
         self.state[node.name] = replace(self.state[name], slot=norm.slot)
 

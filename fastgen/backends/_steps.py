@@ -64,6 +64,7 @@ class Norm:
     eps: float
     weight: Array | None = None
     bias: Array | None = None
+    name: str = ""  # of the graph's node, where the statistics are the data's
 
 
 @dataclass

@@ -9,15 +9,21 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastgen.backends import ImageIO, _quantize, _steps, check_image_batch, padded_size
+from fastgen.backends import ImageIO, _bands, _quantize, _steps, check_image_batch, padded_size
+from fastgen.backends._arrays import check_out, float_array
+from fastgen.backends._bands import BandInfo, Bands
+from fastgen.backends._build import build as _build
+from fastgen.backends._build import for_batch, set_ranges
 from fastgen.backends._lower import lower
 from fastgen.backends._memory import plan_values, segment_steps
+from fastgen.backends._norm_stats import NormStats
 from fastgen.backends._storage import half_values
-from fastgen.errors import BackendUnavailable, GraphError
+from fastgen.errors import BackendUnavailable
 from fastgen.graph import Graph
 
 if TYPE_CHECKING:
@@ -150,13 +156,14 @@ class Runner:
         self._engine = _extension().Engine(threads=threads or 0, isa=isa or "")
         self._segments = segment_steps(self._lowered)
         if precision == "int8":
-            _set_ranges(self._lowered, _quantize.spans(graph, weights, ranges))
+            set_ranges(self._lowered, _quantize.spans(graph, weights, ranges))
         _build(self._engine, self._lowered, precision)
         self._half = half_values(self._lowered) if precision == "bf16" else frozenset()
         for step in self._lowered.steps:  # the engine holds its own packed weights
             if isinstance(step, _steps.ConvStep):
                 step.phases = []
         self._plans: OrderedDict[Any, Any] = OrderedDict()
+        self._norms = NormStats(self._lowered)
         # Number of the contents of the constant inputs, and these by batch size.
         self._constants: tuple[int, dict[int, dict[str, np.ndarray]]] = (0, {})
         self._closed = False
@@ -206,7 +213,31 @@ class Runner:
         self._plans.clear()
         self._engine.release_memory()
 
-    def run(self, inputs: Any, io: ImageIO | None = None, out: Any = None) -> Any:
+    @property
+    def norm_names(self) -> tuple[str, ...]:
+        """Norms whose statistics are taken from the data: the names for ``norm_stats``."""
+        return self._norms.names
+
+    def band_info(
+        self, shape: tuple[int, ...], band_rows: Any = "auto", recompute: str = "auto"
+    ) -> BandInfo | None:
+        """How ``run(..., band_rows=..., io=...)`` goes through an image batch (N,H,W,3).
+
+        Returns:
+            None where it takes the whole frame at once.
+        """
+        bands = _bands.check_bands(band_rows, recompute)
+        return self._image_plan(shape, bands, False).info
+
+    def run(
+        self,
+        inputs: Any,
+        io: ImageIO | None = None,
+        out: Any = None,
+        norm_stats: Any = None,
+        band_rows: Any = None,
+        recompute: str = "auto",
+    ) -> Any:
         """Runs the graph.
 
         Args:
@@ -215,36 +246,50 @@ class Runner:
                 Constant inputs (see :meth:`set_constants`) may be left out.
             io: how to convert an image batch to the model's range and back.
             out: array to write the result into, of the result's shape and dtype.
+            norm_stats: statistics of the instance norms: None computes them; ``"return"`` returns
+                them, too; a dict as returned (mean and variance, float32 (N,C), by the names of
+                ``norm_names``) takes them instead of the data's.
+            band_rows: rows of the frame that are worked on at a time. Less memory, and the same
+                result. None: the whole frame at once. ``"auto"``: bands where the whole frame would
+                not fit into the memory that is left.
+            recompute: what a run in bands computes again instead of keeping it. ``"auto"``: as much
+                as the memory that is left asks for, or with rows given the least memory for at most
+                twice the arithmetic. ``"full"``: the least memory.
 
         Returns:
             float32 array (or a dict of them by output name when inputs were a dict or the graph
-            has several outputs); with ``io`` an image batch like the one that came in.
+            has several outputs); with ``io`` an image batch like the one that came in. With
+            ``norm_stats="return"`` that and the statistics.
 
         Raises:
-            ValueError: wrong shapes. TypeError: wrong types. MemoryError: too large an input.
+            ValueError: wrong shapes or options. TypeError: wrong types. MemoryError: too large an
+                input.
         """
         if self._closed:
             raise ValueError("this runner is closed; compile the graph again")
+        bands = _bands.check_bands(band_rows, recompute)
         if io is not None:
-            return self._run_image(inputs, io, out)
+            return self._run_image(inputs, io, out, norm_stats, bands)
         named = inputs if isinstance(inputs, Mapping) else {self.graph.inputs[0].name: inputs}
-        arrays = {name: _float_array(name, array) for name, array in named.items()}
+        arrays = {name: float_array(name, array) for name, array in named.items()}
         number, kept = self._constants
         if number:
-            kept_arrays = _for_batch(kept, arrays)
-            number = 0 if any(name in arrays for name in kept_arrays) else number
+            kept_arrays = for_batch(kept, arrays)
+            own = norm_stats is None and bands == Bands()  # what is kept is of such runs
+            number = 0 if any(name in arrays for name in kept_arrays) or not own else number
             arrays = kept_arrays | arrays
         shapes = {name: array.shape for name, array in arrays.items()}
-        plan, values = self._plan(shapes, external=True, keep=number > 0)
+        given = norm_stats is not None and not isinstance(norm_stats, str)
+        plan = self._plan(shapes, True, bands, given, keep=number > 0)
         results: dict[str, np.ndarray] = {}
         single = len(self.graph.outputs) == 1
         for name in self._lowered.outputs:
-            shape = values[self.graph.outputs[name]]
+            shape = plan.shapes[self.graph.outputs[name]]
             results[name] = np.empty(shape, np.float32)
             if out is not None:
                 if not single:
                     raise ValueError("out= needs a graph with one output")
-                results[name] = _check_out(out, shape, np.dtype(np.float32))
+                results[name] = check_out(out, shape, np.dtype(np.float32))
         # A result may be written before the last step that reads an input: never into an input.
         written = {}
         for name, array in results.items():
@@ -252,15 +297,22 @@ class Runner:
             if out is not None:
                 direct &= not any(np.may_share_memory(array, other) for other in arrays.values())
             written[name] = array if direct else np.empty(array.shape, np.float32)
+        images = next(iter(arrays.values())).shape[0]
+        given_stats, wanted = self._norms.arrays(norm_stats, images)
         self._engine.run(
-            plan, [arrays[name] for name in self._lowered.inputs] + [*written.values()], number
+            plan.plan,
+            [arrays[name] for name in self._lowered.inputs] + [*written.values()],
+            given_stats,
+            wanted,
+            number,
         )
         for name, array in written.items():
             if array is not results[name]:
                 results[name][...] = array
+        result: Any = results
         if single and not isinstance(inputs, Mapping):
-            return next(iter(results.values()))
-        return results
+            result = next(iter(results.values()))
+        return result if wanted is None else (result, self._norms.by_name(wanted, images))
 
     def set_constants(self, inputs: Mapping[str, Any]) -> None:
         """Gives the inputs that the graph declares constant, such as a style image, once for all.
@@ -280,37 +332,27 @@ class Runner:
             raise ValueError(
                 f"constant inputs are {sorted(map(str, inputs))}, must be {sorted(expected)}"
             )
-        arrays = {name: _float_array(name, array).copy() for name, array in inputs.items()}
+        arrays = {name: float_array(name, array).copy() for name, array in inputs.items()}
         if len({array.shape[:1] for array in arrays.values()}) > 1:
             raise ValueError("constant inputs have different batch sizes; give all of them one")
         batch = next((len(array) for array in arrays.values()), 0)
         self._constants = (next(_numbers), {batch: arrays}) if arrays else (0, {})
 
-    def _run_image(self, image: Any, io: ImageIO, out: Any) -> np.ndarray:
+    def _run_image(self, image: Any, io: ImageIO, out: Any, norm_stats: Any, bands: Bands) -> Any:
         if not isinstance(image, np.ndarray):
             raise TypeError(f"image batch is {type(image).__name__}, must be a numpy array")
         check_image_batch(image)
-        inputs, outputs = self.graph.inputs, self._lowered.outputs
-        if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4:
-            raise ValueError("io= needs a graph with one image input and one output")
-        rows, columns = padded_size(self.graph, *image.shape[1:3])
-        shape = (image.shape[0], 3, rows, columns)
-        plan, values = self._plan({inputs[0].name: shape}, external=False)
-        result_shape = values[next(iter(self.graph.outputs.values()))]
-        if result_shape != shape:
-            raise ValueError(
-                f"io= needs an output of the input's shape {shape}, not {result_shape}"
-            )
-        result = None if out is None else _check_out(out, image.shape, image.dtype)
+        given, wanted = self._norms.arrays(norm_stats, image.shape[0])
+        plan = self._image_plan(image.shape, bands, given is not None)
+        result = None if out is None else check_out(out, image.shape, image.dtype)
         photo = np.ascontiguousarray(image)
         direct = result is not None and result.flags.c_contiguous and result.flags.aligned
         target = result if direct and result is not None else np.empty_like(photo)
         if np.may_share_memory(target, photo):
             photo = photo.copy()
         self._engine.run_image(
-            plan,
-            self._lowered.inputs[inputs[0].name],
-            next(iter(outputs.values())),
+            plan.plan,
+            *self._image_values(),
             photo,
             target,
             tuple(map(float, io.input_range)),
@@ -318,17 +360,42 @@ class Runner:
             float(io.strength),
             bool(io.preserve_color),
             bool(io.bgr),
+            given,
+            wanted,
         )
         if result is not None and not direct:
             result[...] = target
-            return result
-        return target
+            target = result
+        return target if wanted is None else (target, self._norms.by_name(wanted, image.shape[0]))
+
+    def _image_values(self) -> tuple[int, int]:
+        return next(iter(self._lowered.inputs.values())), next(iter(self._lowered.outputs.values()))
+
+    def _image_plan(self, image: tuple[int, ...], bands: Bands, given: bool) -> _Plan:
+        inputs = self.graph.inputs
+        if len(inputs) != 1 or len(self.graph.outputs) != 1 or len(inputs[0].shape) != 4:
+            raise ValueError("io= needs a graph with one image input and one output")
+        shape = (image[0], 3, *padded_size(self.graph, *image[1:3]))
+        plan = self._plan({inputs[0].name: shape}, False, bands, given, tuple(image[:3]))
+        result = plan.shapes[next(iter(self.graph.outputs.values()))]
+        if result != shape:
+            raise ValueError(f"io= needs an output of the input's shape {shape}, not {result}")
+        return plan
 
     def _plan(
-        self, inputs: dict[str, tuple[int, ...]], external: bool, keep: bool = False
-    ) -> tuple[Any, dict[str, tuple[int, ...]]]:
-        """The engine's plan and the shapes of all values for these input shapes."""
-        key = (tuple(sorted(inputs.items())), external, keep)
+        self,
+        inputs: dict[str, tuple[int, ...]],
+        external: bool,
+        bands: Bands,
+        given: bool,
+        image: tuple[int, ...] | None = None,
+        keep: bool = False,
+    ) -> _Plan:
+        """The engine's plan for these input shapes."""
+        # Only a run in bands has another plan for other statistics or another photo's size.
+        key: Any = (tuple(sorted(inputs.items())), external, bands, keep)
+        if bands.rows is not None:
+            key = (*key, given, image)
         plans = self._plans
         try:
             plans.move_to_end(key)
@@ -336,19 +403,7 @@ class Runner:
         except KeyError:
             pass
         shapes = self.graph.infer_shapes(inputs)
-        batch, threads = next(iter(inputs.values()))[0], self.threads
-        # Images that do not fill the threads evenly are better split themselves.
-        whole = batch > 1 and (batch % threads == 0 or batch >= 4 * threads)
-        placed = plan_values(
-            self._lowered,
-            shapes,
-            external,
-            _extension().value_floats,
-            self._segments if whole else (),
-            keep,
-            self._half,
-        )
-        entry = (self._engine.plan(*placed), shapes)
+        entry = self._make_plan(shapes, external, bands, given, image, keep)
         plans[key] = entry
         while len(plans) > _PLANS:
             try:
@@ -357,79 +412,57 @@ class Runner:
                 break
         return entry
 
-
-def _set_ranges(lowered: _steps.Lowered, spans: Mapping[str, _quantize.Span]) -> None:
-    for step in lowered.steps:
-        if isinstance(step, _steps.ConvStep) and step.label in spans:
-            span = spans[step.label]
-            if len(np.atleast_1d(span.low)) not in (1, step.inputs):
-                continue  # a part of a concatenation: from the range of each image
-            step.quant, step.zero = _quantize.levels(span)
-            if span.mean is not None and span.spread is not None:
-                step.mean = np.clip(span.mean * step.quant + step.zero, 0, 255)
-                step.spread = np.clip(span.spread * step.quant, 0, 255)
-
-
-def _build(engine: Any, lowered: _steps.Lowered, precision: str = "fp32") -> None:
-    """Gives the steps to the engine, which packs the weights."""
-    for _ in lowered.values:
-        engine.add_value()
-    for slot in lowered.slots:
-        engine.add_slot(slot.channels, slot.scale, slot.shift)
-    for step in lowered.steps:
-        if isinstance(step, _steps.ConvStep):
-            engine.add_conv(step, bf16=precision == "bf16", int8=precision == "int8")
-        elif isinstance(step, _steps.CopyStep):
-            engine.add_copy(step.label, step.source, step.out)
-        elif isinstance(step, _steps.StatsStep):
-            engine.add_stats(step.label, step.value, step.norm)
-        elif isinstance(step, _steps.GivenStep):
-            engine.add_given(step.label, step.mean, step.var, step.norm)
-        elif isinstance(step, _steps.PlainStep):
-            if step.op == "pool":
-                engine.add_pool(step.label, step.values[0], step.out, *step.pool)
-            elif step.op == "concat":
-                engine.add_concat(step.label, step.values, step.first, step.out)
-            elif step.op == "broadcast":
-                engine.add_broadcast(step.label, step.values[0], step.out)
-            else:
-                engine.add_reshape(step.label, step.values[0], step.out)
-        else:
-            raise GraphError(f"step {step.label!r} has no implementation in the cpu backend")
-    engine.set_constant_steps(lowered.constant)
-
-
-def _for_batch(
-    kept: dict[int, dict[str, np.ndarray]], arrays: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """The constant inputs for the batch size of the others; a single one is repeated."""
-    batch = next((array.shape[0] for array in arrays.values() if array.ndim), 1)
-    found = kept.get(batch)
-    if found is None and 1 in kept:
-        found = {name: np.repeat(array, batch, 0) for name, array in kept[1].items()}
-        if len(kept) > _PLANS:
-            kept.pop(max(kept), None)
-        kept[batch] = found
-    return found or next(iter(kept.values()))
-
-
-def _float_array(name: str, array: Any) -> np.ndarray:
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"input {name!r} is {type(array).__name__}, must be a numpy array")
-    if array.dtype.kind != "f":
-        raise TypeError(f"input {name!r} has the dtype {array.dtype}, must be float32")
-    return np.require(array, np.float32, ["C", "A"])
-
-
-def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out is {type(out).__name__}, must be a numpy array")
-    if out.shape != tuple(shape) or out.dtype != dtype or not out.flags.writeable:
-        raise ValueError(
-            f"out has the shape {out.shape} and dtype {out.dtype}, must be a writable array of "
-            f"the shape {tuple(shape)} and dtype {dtype}"
+    def _make_plan(
+        self,
+        shapes: dict[str, tuple[int, ...]],
+        external: bool,
+        bands: Bands,
+        given: bool,
+        image: tuple[int, ...] | None,
+        keep: bool,
+    ) -> _Plan:
+        batch, threads = shapes[self.graph.inputs[0].name][0], self.threads
+        # Images that do not fill the threads evenly are better split themselves.
+        apart = batch > 1 and (batch % threads == 0 or batch >= 4 * threads)
+        values, floats, externals, segments = plan_values(
+            self._lowered,
+            shapes,
+            external,
+            _extension().value_floats,
+            self._segments if apart else (),
+            keep,
+            self._half,
         )
-    return out
+        limit, why = 0, "as asked for"
+        whole: _Plan | None = None
+        if not bands.rows:
+            whole = _Plan(self._engine.plan(values, floats, externals, segments), shapes, None)
+        if whole and bands.rows is None:
+            return whole
+        if whole:
+            left = int(_extension().memory_available()) + int(self._engine.arena_bytes)
+            if whole.plan.bytes <= _bands.WHOLE_SHARE * left and not bands.full:
+                return whole
+            limit = 0 if bands.full else max(1, int(_bands.BANDED_SHARE * left))
+            why = f"at once it takes {whole.plan.bytes >> 20} MiB, {left >> 20} MiB are left"
+        shaped = [(*value[:-2], min(value[-2], 0), 0) for value in values]
+        joins = [(index, *where) for index, where in self._lowered.inside.items()]
+        rows = bands.rows or _bands.DEFAULT_ROWS
+        photo = None if image is None else (*image, *self._image_values())
+        most = float("inf") if bands.full else _bands.MOST_WORK
+        plan = self._engine.plan_bands(shaped, externals, (rows, limit, most, given), photo, joins)
+        if whole and plan.bytes >= whole.plan.bytes:
+            return whole
+        count, passes, kept, work = plan.bands
+        info = BandInfo(rows, count, passes, int(plan.bytes), kept, work, why)
+        return _Plan(plan, shapes, info)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    plan: Any  # the engine's
+    shapes: dict[str, tuple[int, ...]]  # of all values
+    info: BandInfo | None  # where the run is in bands
 
 
 def compile(

@@ -42,6 +42,20 @@ _WILD = "*?["
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16, ...")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.")
 @click.option(
+    "--band-rows",
+    default="auto",
+    show_default=True,
+    metavar="ROWS",
+    help="Work on so many rows at a time, to save memory; auto, none or a number.",
+)
+@click.option(
+    "--recompute",
+    type=click.Choice(("auto", "full")),
+    default="auto",
+    show_default=True,
+    help="What runs in bands compute again: full takes the least memory.",
+)
+@click.option(
     "--max-pixels",
     type=click.IntRange(1),
     default=DEFAULT_MAX_PIXELS,
@@ -59,6 +73,8 @@ def stylize(
     backend: str,
     precision: str,
     threads: int | None,
+    band_rows: str,
+    recompute: str,
     max_pixels: int,
     as_json: bool,
 ) -> int:
@@ -71,6 +87,7 @@ def stylize(
 
     try:
         check_strength(strength)
+        bands = _band_options(band_rows, recompute)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     photos, failures = expand(inputs)
@@ -81,7 +98,9 @@ def stylize(
     info: dict[str, Any] = {}
     if jobs:
         try:
-            stylizer = Stylizer(style, backend=backend, precision=precision, threads=threads)
+            stylizer = Stylizer(
+                style, backend=backend, precision=precision, threads=threads, **bands
+            )
         except ValueError as error:
             raise style_error(error) from None
         info = stylizer.info.as_dict()
@@ -94,6 +113,7 @@ def stylize(
                 if max_side is not None:
                     photo = limit_side(photo, max_side)
                 result = stylizer(photo, strength=strength, preserve_color=preserve_color)
+                in_bands = stylizer.band_info(*result.size)
                 save(result, target)
             except (OSError, ValueError, MemoryError) as error:
                 line.clear()
@@ -115,15 +135,30 @@ def stylize(
                     "width": width,
                     "height": height,
                     "seconds": round(seconds, 4),
+                    "bands": in_bands.as_dict() if in_bands else None,
                 }
             )
             line.clear()
             if not as_json:
                 name = click.format_filename(target)
                 click.echo(f"{name}  {width}x{height}  {seconds:.2f} s")
+                if in_bands:
+                    click.echo(f"  in {in_bands}")
     if as_json:
         click.echo(json.dumps({**info, "files": records}, indent=2))
     return 1 if any("error" in r for r in records) else 0
+
+
+def _band_options(band_rows: str, recompute: str) -> dict[str, Any]:
+    from fastgen.backends._bands import check_bands
+
+    rows: int | str | None = None if band_rows == "none" else band_rows
+    if band_rows.lstrip("-").isdigit():
+        rows = int(band_rows)
+    elif band_rows not in ("auto", "none"):
+        raise ValueError(f"--band-rows is {band_rows!r}, must be auto, none or a number of rows")
+    check_bands(rows, recompute)
+    return {"band_rows": rows, "recompute": recompute}
 
 
 def expand(inputs: tuple[str, ...]) -> tuple[list[str], list[tuple[str, str]]]:
