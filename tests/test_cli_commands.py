@@ -79,7 +79,7 @@ def test_every_command_has_help(command: str) -> None:
 def test_version_and_unknown_command() -> None:
     assert run("--version").stdout == f"fastgen {fastgen.__version__}\n"
     fails(2, "unknown command 'stylise'; did you mean 'stylize'?", "stylise", "a.jpg")
-    fails(2, "one of: stylize, styles", "qqqq")
+    fails(2, "one of: stylize, video", "qqqq")
     fails(2, "Missing option '--style'", "train", "style")
 
 

@@ -23,10 +23,11 @@ from fastgen.ops._array import (
 )
 
 try:
-    from fastgen import _C
+    # Through a name of type Any: mypy meets this module in an import cycle.
+    _C: Any = import_module("fastgen._C")
 except ImportError as error:
     _REASON = str(error)
-    _C = None  # type: ignore[assignment]
+    _C = None
 
 __all__ = ["concat_features", "gram_matrix", "why_not"]
 
