@@ -57,7 +57,7 @@ def test_every_program_runs_the_same_network(
     if reason is not None:
         pytest.skip(reason)
     expected = _reference(tiny, image)
-    call = program.build(tiny, image, 1)
+    call = program.build(tiny, {"image": image}, 1)
     first = np.array(call())
     assert first.shape == expected.shape
     scale = np.abs(expected).max()
@@ -218,7 +218,9 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     (command,) = commands
     assert command[:3] == [sys.executable, "-m", "benchmarks.peers"]
     text = " ".join(command[3:])
-    assert text.startswith("--save --sizes 64x48 32x16 --networks small half")
+    assert text.startswith("--save ")
+    assert "--sizes 64x48 32x16 " in text
+    assert "--networks small half " in text
     assert text.endswith("--threads 2")
     for wrong in ("--save", "--networks full", "--peers -s starry_night", "--peers --peer cpu"):
         result = CliRunner().invoke(app, ["bench", *wrong.split()])

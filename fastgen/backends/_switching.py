@@ -85,8 +85,15 @@ class SwitchingRunner:
         self._fast.close()
         self._slow.close()
 
-    def run(self, inputs: Any, io: ImageIO | None = None, out: Any = None) -> Any:
-        """Runs on the faster runner if it is ready for the size, else on the other."""
+    def run(self, inputs: Any, io: ImageIO | None = None, out: Any = None, **options: Any) -> Any:
+        """Runs on the faster runner if it is ready for the size, else on the other.
+
+        Args:
+            inputs: as for any runner.
+            io: as for any runner.
+            out: as for any runner.
+            **options: of the slower runner only (bands).
+        """
         shapes = self._fast.shapes_of(inputs, io)
         # Tensors on a GPU are what the slow runner may not take.
         values = inputs.values() if isinstance(inputs, dict) else [inputs]
@@ -96,7 +103,11 @@ class SwitchingRunner:
             return self._fast.run(inputs, io, out)
         self._request(shapes)
         self._serving = self._slow
-        return self._slow.run(inputs, io, out)
+        return self._slow.run(inputs, io, out, **options)
+
+    def band_info(self, shape: tuple[int, int, int, int], **options: Any) -> Any:
+        """How the slower runner would run this size in bands, see ``Stylizer.band_info``."""
+        return self._slow.band_info(shape, **options)
 
     def _request(self, shapes: Any) -> None:
         """Starts to get the fast runner ready in the background, one size at a time."""
