@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,20 @@ def test_fewer_images_are_a_subset_and_keep_their_styles(tmp_path: Path) -> None
         per_class(data, 1)
     train, held = hold_out(per_class(data, 2), 0.5)
     assert len(train) == len(held) == 4  # nothing can be spared
+
+
+def test_a_held_out_style_is_not_seen_in_training(tmp_path: Path) -> None:
+    """As of plates: each style has several images, of several classes."""
+    data = load("folder", save_folder(tmp_path / "d", each=12), size=(16, 16))
+    style_of = np.random.default_rng(0).permutation(len(data)) // 3
+    shared = replace(data, styles=data.styles[: style_of.max() + 1], style_of=style_of)
+    shared.styles[:, 0, 0, 0] = np.arange(len(shared.styles))  # told from each other
+    train, held = hold_out(shared, 0.3)
+    assert len(train) + len(held) == len(data)
+    assert 3 <= len(held) <= 0.4 * len(data)
+    seen, kept = ({s.tobytes() for s in part.styles} for part in (train, held))
+    assert not seen & kept
+    assert np.bincount(train.labels, minlength=len(data.classes)).min() >= 2
 
 
 def test_batches_visit_every_image_once_an_epoch(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def test_a_run_ends_in_a_generator(tmp_path: Path, pictures: Path) -> None:
     assert set(result.losses) == {"rec", "d", "accuracy", "adv"}
     ckpt = load_checkpoint(result.output)
     training = ckpt.meta["provenance"]["training"]
+    assert set(training["losses"]) == set(result.losses)
     assert [p["kind"] for p in training["phases"]] == ["rec", "dis", "joint"]
     assert ckpt.meta["alphabet"] == ["A", "B"]
     assert sorted(p.name for p in result.run_dir.glob("preview*")) == [

@@ -275,7 +275,9 @@ class _Run:
                     progress.total = total
                     if len(self.plan) > 1:
                         progress.say(f"step {self.step}: {phase.kind} ends after {self.local}")
-                    self.phase, self.local, self.recent = self.phase + 1, 0, []
+                    self.phase, self.local = self.phase + 1, 0
+                    if self.phase < len(self.plan):  # those of the last phase are reported
+                        self.recent = []
                     self.plateau = Plateau(options.patience)
                 if options.save_every and self.step % options.save_every == 0:
                     self._save()

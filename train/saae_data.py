@@ -105,12 +105,26 @@ def per_class(data: SaaeData, count: int, seed: int = 0) -> SaaeData:
 
 
 def hold_out(data: SaaeData, share: float, seed: int = 0) -> tuple[SaaeData, SaaeData]:
-    """Splits off a share of every class (none of a class that would keep fewer than two)."""
+    """Splits off a share of every class (a class keeps at least two images).
+
+    Images of one style (the characters of a plate) stay together and count for the class of one
+    of them: a style that was seen in training would not be held out.
+    """
     order = np.random.default_rng([seed, 78]).permutation(len(data))
+    groups: dict[int, list[int]] = {}
+    for image in order.tolist():
+        groups.setdefault(int(data.style_of[image]), []).append(image)
+    left = np.bincount(data.labels, minlength=len(data.classes))
     held: list[int] = []
     for index in range(len(data.classes)):
-        mine = order[data.labels[order] == index]
-        held += mine[: min(int(share * len(mine)), max(0, len(mine) - 2))].tolist()
+        mine = [group for group in groups.values() if data.labels[group[0]] == index]
+        wanted = int(share * len(mine))
+        for group in mine:
+            taken = np.bincount(data.labels[group], minlength=len(left))
+            if wanted > 0 and (left - taken)[taken > 0].min() >= 2:
+                held += group
+                left = left - taken
+                wanted -= 1
     rest = np.setdiff1d(np.arange(len(data)), held)
     if not held:
         return data, data

@@ -14,6 +14,7 @@ sigmoid) or one softmax. Without the unpaired c' the decoder may ignore the cont
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -91,7 +92,7 @@ def _real(logits: Tensor, value: float) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, value))
 
 
-class System(nn.Module):
+class System(nn.Module, ABC):
     """Networks with their losses; the baselines and the SAAE are its subclasses.
 
     Attributes:
@@ -104,13 +105,13 @@ class System(nn.Module):
     adversarial = True
     rebuilds = False
 
+    @abstractmethod
     def generators(self) -> list[nn.Module]:
         """Modules of the generator's step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def outputs(self, batch: Batch) -> Outputs:
         """Forward pass of the generator."""
-        raise NotImplementedError
 
     def rebuild(self, batch: Batch) -> Outputs:
         """Only the reconstruction, for the step that trains nothing else."""
@@ -120,13 +121,13 @@ class System(nn.Module):
         """Mean squared error of the reconstruction."""
         return F.mse_loss(out.rebuilt.float(), batch.images)
 
+    @abstractmethod
     def d_loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss of the discriminator and its accuracy (the mean of both sides)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def adv_loss(self, out: Outputs, batch: Batch) -> Tensor:
         """Adversarial loss of the generator."""
-        raise NotImplementedError
 
     def preview(self, batch: Batch) -> Tensor:
         """Images to look at, one for each item of the batch."""
