@@ -10,7 +10,8 @@
 namespace py = pybind11;
 
 namespace fastgen {
-void bind_cuda_ops(py::module_& m);  // bindings_cuda_ops.cpp
+void bind_cuda_ops(py::module_& m);      // bindings_cuda_ops.cpp
+void bind_cuda_network(py::module_& m);  // bindings_cuda_network.cpp
 }
 
 namespace {
@@ -83,4 +84,5 @@ PYBIND11_MODULE(_cuda, m) {
       py::arg("strength"), py::arg("preserve_color"), py::arg("bgr"), py::arg("is_byte"),
       py::arg("stream"), py::call_guard<py::gil_scoped_release>());
   fastgen::bind_cuda_ops(m);
+  fastgen::bind_cuda_network(m);
 }

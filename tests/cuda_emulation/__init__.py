@@ -28,10 +28,17 @@ KERNELS = [
         "conv_fp32.cu",
         "conv_plan.cpp",
         "gram_matrix.cu",
+        "network_conv.cu",
+        "network_steps.cu",
+        "statistics.cu",
     )
 ]
-HOST = [HERE / "emulate.cpp", HERE / "faulty.cpp"]
-BINDINGS = [ROOT / "csrc/bindings_cuda_ops.cpp", HERE / "module.cpp"]
+HOST = [HERE / "emulate.cpp", HERE / "faulty.cpp", HERE / "runtime.cpp"]
+BINDINGS = [
+    ROOT / "csrc/bindings_cuda_ops.cpp",
+    ROOT / "csrc/bindings_cuda_network.cpp",
+    HERE / "module.cpp",
+]
 NAME = "fastgen_cuda_emulated"
 FLAGS = [
     *("-std=c++17", "-fPIC", "-DFASTGEN_EMULATE", "-fno-strict-aliasing", "-fvisibility=hidden"),
