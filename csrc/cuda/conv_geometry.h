@@ -30,8 +30,8 @@ __host__ __device__ inline int source_index(int u, int size, int upsample, int b
   return upsample == 1 ? u : u >> 1;
 }
 
-// The caller's tensors of a run, and how photos become numbers and numbers photos. It lies in device
-// memory and is written before every run, so that a captured graph serves any address.
+// The caller's tensors of a run, and how photos become numbers and numbers photos. It lies in
+// device memory and is written before every run, so that a captured graph serves any address.
 constexpr int kIoTensors = 32;
 struct Io {
   uint64_t address[kIoTensors];
@@ -60,11 +60,11 @@ struct ConvArgs {
   const float* bias;     // per output
   const void* residual;  // added to the output, or null
   void* y;
-  const float* scale;         // (image, channel) of the norm that is applied on load, or null
-  const float* shift;         //
-  const void* load_residual;  // added on load, or null; strides of x
-  float* partial;             // statistics of a tile: count, mean, sum of squares; or null
-  const Io* io;               // where the caller's tensors are, or null
+  const float* scale;               // (image, channel) of the norm that is applied on load, or null
+  const float* shift;               //
+  const void* load_residual;        // added on load, or null; strides of x
+  float* partial;                   // statistics of a tile: count, mean, sum of squares; or null
+  const Io* io;                     // where the caller's tensors are, or null
   const int *row_map, *column_map;  // source row (column) of a padded one, -1 a zero; or null
 
   int64_t x_image, x_pixel, x_channel;  // strides
@@ -78,10 +78,10 @@ struct ConvArgs {
   int out_height, out_width, outputs, padded_outputs;
   int kernel_h, kernel_w;  // of a phase
   int stride, upsample, border;
-  int phases;           // per axis: 1, or 2 when upsampling became four small convolutions
+  int phases;  // per axis: 1, or 2 when upsampling became four small convolutions
   int phase_origin_y[kMaxPhases], phase_origin_x[kMaxPhases];  // input position of the first tap
-  int rows_of_taps;     // row mode: a tap is a kernel row of kernel_w * channels elements
-  int blocks, taps;     // steps of the product: blocks of channels times taps
+  int rows_of_taps;  // row mode: a tap is a kernel row of kernel_w * channels elements
+  int blocks, taps;  // steps of the product: blocks of channels times taps
 
   int tile_w_log, tiles_x, tiles_y;
   int halo_rows, halo_columns;  // of one parity when stride is 2

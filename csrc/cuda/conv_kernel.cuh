@@ -161,9 +161,8 @@ FASTGEN_DEVICE void gather(const ConvArgs& p, const ConvBlock& b, const Shared& 
       using Element = decltype(type);
       Element raw[kGroup];
       each([&](int e, int channel, int) {
-        raw[e] = pixels[e] >= 0
-                     ? load(static_cast<const Element*>(b.x) + at(pixels[e], channel))
-                     : Element{};
+        raw[e] = pixels[e] >= 0 ? load(static_cast<const Element*>(b.x) + at(pixels[e], channel))
+                                : Element{};
       });
 #pragma unroll
       for (int e = 0; e < kGroup; ++e) values[e] = to_float(raw[e]);
@@ -178,8 +177,7 @@ FASTGEN_DEVICE void gather(const ConvArgs& p, const ConvBlock& b, const Shared& 
       }
       const float gain = load(&p.io->gain), low = load(&p.io->low);
 #pragma unroll
-      for (int e = 0; e < kGroup; ++e)
-        values[e] = pixels[e] >= 0 ? values[e] * gain + low : 0.0f;
+      for (int e = 0; e < kGroup; ++e) values[e] = pixels[e] >= 0 ? values[e] * gain + low : 0.0f;
     }
     if (p.scale) {
       const int64_t image = b.image * p.scale_image;

@@ -165,8 +165,7 @@ CudaConvPlan plan_conv(const CudaConv& c, int64_t n, int64_t height, int64_t wid
   a.upsample = c.phases == 2 ? 1 : c.upsample;
   a.border = c.border;
   for (int r = 0; r < 2; ++r)  // floor of the division: a phase reads the small map
-    a.phase_origin_y[r] = a.phase_origin_x[r] =
-        c.phases == 2 ? (r - c.padding) >> 1 : -c.padding;
+    a.phase_origin_y[r] = a.phase_origin_x[r] = c.phases == 2 ? (r - c.padding) >> 1 : -c.padding;
   a.rows_of_taps = c.row_mode;
   a.slope = c.slope;
   a.load_slope = c.load_slope;

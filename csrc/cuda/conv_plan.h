@@ -29,8 +29,8 @@ int launch_conv_fp32(const CudaConvPlan& plan, const ConvArgs& args, void* strea
 int launch_conv_fp16(const CudaConvPlan& plan, const ConvArgs& args, void* stream);
 int launch_conv_bf16(const CudaConvPlan& plan, const ConvArgs& args, void* stream);
 
-
-// Joins the statistics of `tiles` tiles for each of n images and outputs: scale and shift of a norm.
+// Joins the statistics of `tiles` tiles for each of n images and outputs: scale and shift of a
+// norm.
 int launch_statistics(const float* partial, const float* gamma, const float* beta, float* scale,
                       float* shift, int64_t n, int outputs, int64_t tiles, int64_t pixels,
                       float eps, void* stream);

@@ -1,6 +1,6 @@
 // Launchers of the cuda backend: the steps of a network on its own channels-last tensors and, at
-// both ends, the caller's. fastgen/backends/_cuda_plan.py fills these structures, which are what the
-// kernels get. Strides count elements. Every function returns a cudaError_t and launches only.
+// both ends, the caller's. fastgen/backends/_cuda_plan.py fills these structures, which are what
+// the kernels get. Strides count elements. Every function returns a cudaError_t and launches only.
 #pragma once
 
 #include <stdexcept>

@@ -128,8 +128,7 @@ __global__ void __launch_bounds__(kThreads) apply_elements(const ApplyArgs p) {
   const int channel = static_cast<int>(last ? rest % p.channels : rest / plane);
   const Place place =
       place_of(p, static_cast<int>(pixel / p.width), static_cast<int>(pixel % p.width));
-  const float value =
-      apply_one<T>(p, tensor_of(p.io, p.x_tensor, p.x), image, place, channel);
+  const float value = apply_one<T>(p, tensor_of(p.io, p.x_tensor, p.x), image, place, channel);
   void* y = const_cast<void*>(tensor_of(p.io, p.y_tensor, p.y));
   const int64_t at = element(image, p.y_image, pixel, p.y_pixel, channel, p.y_channel);
   if (p.y_kind == kFloat)
@@ -187,11 +186,10 @@ __global__ void __launch_bounds__(kThreads) direct_kernel(const DirectArgs p) {
   const int y_row = row * p.out_stride + p.phase_y, y_column = column * p.out_stride + p.phase_x;
   const int64_t pixel = int64_t{y_row} * p.out_width + y_column;
   if (p.residual) {
-    const int64_t from = p.residual_side
-                             ? int64_t{compact(y_row, p.out_height, p.residual_side)} *
-                                       p.residual_side +
-                                   compact(y_column, p.out_width, p.residual_side)
-                             : pixel;
+    const int64_t from =
+        p.residual_side ? int64_t{compact(y_row, p.out_height, p.residual_side)} * p.residual_side +
+                              compact(y_column, p.out_width, p.residual_side)
+                        : pixel;
     sum += to_float(load(static_cast<const T*>(p.residual) +
                          element(image, p.residual_image, from, p.residual_pixel, output, 1)));
   }
@@ -276,8 +274,7 @@ int apply(int dtype, const ApplyArgs& p, void* stream) {
       p.channels % vector == 0 && p.x_tensor < 0 && p.y_tensor < 0 && p.x_kind == kOwn &&
       p.y_kind == kOwn && !p.is_image && whole(p.x, p.x_image, p.x_pixel, p.x_channel) &&
       whole(p.y, p.y_image, p.y_pixel, p.y_channel) &&
-      (!p.combine ||
-       whole(p.residual, p.residual_image, p.residual_pixel, p.residual_channel));
+      (!p.combine || whole(p.residual, p.residual_image, p.residual_pixel, p.residual_channel));
   return with_type(dtype, [&](auto type) {
     using T = decltype(type);
     if (p.is_image) return launch_items(apply_image<T>, pixels, stream, p);
@@ -297,8 +294,8 @@ int direct_conv(int dtype, const DirectArgs& p, void* stream) {
 
 int pool(int dtype, const PoolArgs& p, void* stream) {
   return with_type(dtype, [&](auto type) {
-    return launch_items(pool_kernel<decltype(type)>,
-                        p.n * p.out_height * p.out_width * p.channels, stream, p);
+    return launch_items(pool_kernel<decltype(type)>, p.n * p.out_height * p.out_width * p.channels,
+                        stream, p);
   });
 }
 

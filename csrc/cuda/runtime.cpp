@@ -27,7 +27,9 @@ int allocate(void** memory, int64_t bytes, bool host) {
   return clear(host ? cudaHostAlloc(memory, size, cudaHostAllocPortable)
                     : cudaMalloc(memory, size));
 }
-int release(void* memory, bool host) { return clear(host ? cudaFreeHost(memory) : cudaFree(memory)); }
+int release(void* memory, bool host) {
+  return clear(host ? cudaFreeHost(memory) : cudaFree(memory));
+}
 int memory_info(int64_t* free, int64_t* total) {
   size_t left = 0, all = 0;
   const int error = clear(cudaMemGetInfo(&left, &all));
@@ -36,8 +38,8 @@ int memory_info(int64_t* free, int64_t* total) {
   return error;
 }
 int copy(void* to, const void* from, int64_t bytes, void* stream) {
-  return clear(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault,
-                               stream_of(stream)));
+  return clear(
+      cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_of(stream)));
 }
 
 int create_stream(void** stream) {

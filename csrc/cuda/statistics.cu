@@ -99,8 +99,7 @@ __global__ void __launch_bounds__(kThreads) given_kernel(const GivenArgs p) {
   if (i >= p.n * p.channels) return;
   const int64_t image = i / p.channels;
   const int channel = static_cast<int>(i % p.channels);
-  const float mean =
-      to_float(load(static_cast<const T*>(p.mean) + image * p.mean_image + channel));
+  const float mean = to_float(load(static_cast<const T*>(p.mean) + image * p.mean_image + channel));
   const float variance =
       to_float(load(static_cast<const T*>(p.variance) + image * p.variance_image + channel));
   const float factor = load(p.gamma + channel) / sqrtf(variance + p.eps);
@@ -123,9 +122,8 @@ int launch_statistics(const float* partial, const float* gamma, const float* bet
 int64_t stats_chunks(int64_t pixels) { return (pixels + kStatsPixels - 1) / kStatsPixels; }
 
 int value_statistics(int dtype, const StatsArgs& args, void* stream) {
-  const dim3 blocks(
-      static_cast<unsigned>(args.n * ((args.channels + kLanes - 1) / kLanes)),
-      static_cast<unsigned>(stats_chunks(args.pixels)));
+  const dim3 blocks(static_cast<unsigned>(args.n * ((args.channels + kLanes - 1) / kLanes)),
+                    static_cast<unsigned>(stats_chunks(args.pixels)));
   const int error = with_type(dtype, [&](auto type) {
     auto kernel = value_statistics_kernel<decltype(type)>;
     FASTGEN_LAUNCH(kernel, blocks, dim3(kLanes * kRows), 12 * kLanes * kRows,

@@ -6,29 +6,26 @@ single one. Tensors of the caller are read and written through a small table of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from fastgen.backends import reflect_index
-from fastgen.backends._cuda_memory import Layout, plan_layouts
+from fastgen.backends._cuda_places import Device, ImageKind, Launch, Places, fill, float32
 from fastgen.backends._cuda_steps import (
     Kernels,
     Map,
     axis_map,
     conv_map,
     kernels_of,
-    single_phases,
 )
 from fastgen.backends._steps import (
     ConvStep,
     CopyStep,
     GivenStep,
     Lowered,
-    Norm,
     PlainStep,
     Source,
     StatsStep,
@@ -37,135 +34,28 @@ from fastgen.backends._steps import (
 )
 from fastgen.ops._cuda_pack import DTYPES, pack_kernels
 
-__all__ = ["Device", "ImageKind", "Launch", "Plan"]
+__all__ = ["Plan", "fits"]
 
-_OWN, _FLOAT, _BYTE = 0, 1, 2  # Kind in csrc/cuda/conv_geometry.h
-_PHOTO, _PICTURE, _FIRST_CHANNEL = 0, 1, 2  # the caller's tensors of a run on images
 _RELU, _LEAKY = 1, 2
 
-Shapes = Mapping[str, tuple[int, ...]]
 
+class Plan(Places):
+    """The launches for one kind of input; arguments as for :class:`Places`.
 
-@dataclass(frozen=True)
-class ImageKind:
-    """Images of the caller: (n, height, width, 3), or (n, 3, height, width) when planar."""
-
-    n: int
-    height: int
-    width: int
-    is_byte: bool
-    bgr: bool
-    planar: bool = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the caller's array."""
-        size = self.height, self.width
-        return (self.n, 3, *size) if self.planar else (self.n, *size, 3)
-
-    @property
-    def step(self) -> int:
-        """Elements from one channel of a pixel to the next."""
-        return self.height * self.width if self.planar else 1
-
-    @property
-    def pixel(self) -> int:
-        """Elements from one pixel to the next."""
-        return 1 if self.planar else 3
-
-
-class Device:
-    """A GPU, and the weights of one network on it.
-
-    Args:
-        native: the extension module.
-        index: of the GPU.
-        dtype: a key of ``DTYPES``: of values and weights.
-    """
-
-    def __init__(self, native: ModuleType, index: int, dtype: str) -> None:
-        self.native, self.index, self.dtype = native, index, dtype
-        facts = native.device(index)
-        self.name = str(facts["name"])
-        self.limits = int(facts["multiprocessors"]), int(facts["shared_bytes"])
-        self.itemsize = 4 if dtype == "float32" else 2
-        self.stream = native.Stream(index)
-        self._arrays: dict[Any, Any] = {}
-
-    def memory(self, size: int, host: bool = False) -> Any:
-        """Memory of the device, or page-locked memory, of at least one byte."""
-        return self.native.Buffer(self.index, max(int(size), 1), host)
-
-    def upload(self, array: np.ndarray) -> Any:
-        """A copy on the device."""
-        array = np.ascontiguousarray(array)
-        memory = self.memory(array.nbytes)
-        if array.nbytes:
-            self.native.copy(
-                memory.address, array.ctypes.data, array.nbytes, self.stream.handle
-            )
-            self.native.synchronize(self.stream.handle)
-        return memory
-
-    def kept(self, key: Any, make: Callable[[], np.ndarray]) -> int:
-        """Address of an array that is uploaded when it is first asked for."""
-        if key not in self._arrays:
-            self._arrays[key] = self.upload(make())
-        return int(self._arrays[key].address)
-
-
-@dataclass
-class Launch:
-    """One step: a kernel and its arguments."""
-
-    label: str
-    function: Callable[..., None]
-    args: tuple[Any, ...]
-
-    def __call__(self, stream: int) -> None:
-        self.function(*self.args, stream)
-
-    @property
-    def conv(self) -> Any:
-        """Arguments of a tensor core convolution, which has tiles to choose from; else None."""
-        return self.args[0] if hasattr(self.args[0], "width_log") else None
-
-
-class Plan:
-    """The launches for one kind of input.
-
-    Args:
-        device: where to run.
-        lowered: legal steps.
-        shapes: shapes of all graph values.
-        image: the caller's images where the network's only input and output are some.
-        keep: constant steps are launched on their own, when the constants change.
+    Attributes:
+        launches: of a run, in order.
+        constant: those that run when the constant inputs change, where they are apart.
     """
 
     def __init__(
         self,
         device: Device,
         lowered: Lowered,
-        shapes: Shapes,
+        shapes: Mapping[str, tuple[int, ...]],
         image: ImageKind | None = None,
         keep: bool = False,
     ) -> None:
-        self.device, self.native = device, device.native
-        self._lowered = lowered
-        self.image = image
-        self.shapes = dict(shapes)
-        self._layouts, self.arena_bytes = plan_layouts(lowered, shapes, device.itemsize, keep)
-        self._external = list(lowered.inputs.values()), list(lowered.outputs.values())
-        tensors = sum(map(len, self._external))
-        if tensors > self.native.io_tensors - 1:
-            most = self.native.io_tensors - 1
-            raise ValueError(f"the graph has {tensors} inputs and outputs, {most} are possible")
-        self._arena = device.memory(self.arena_bytes)
-        self.io = device.memory(self.native.Io.bytes)
-        self._slots = self._make_slots()
-        self._maps: dict[bytes, Any] = {}
-        self._workspace_floats = 1
-        self._waiting: list[tuple[Any, str]] = []  # structures and fields that get the workspace
+        super().__init__(device, lowered, shapes, image, keep)
         launches: list[Launch] = []
         first = 0
         for position, step in enumerate(lowered.steps):
@@ -180,131 +70,12 @@ class Plan:
         for structure, name in self._waiting:
             setattr(structure, name, self._workspace.address)
 
-    @property
-    def bytes(self) -> int:
-        """Memory of the device that this plan holds."""
-        maps = sum(m.bytes for m in self._maps.values())
-        slots = self._slots[0].bytes
-        return int(self._arena.bytes + self._workspace.bytes + self.io.bytes + maps + slots)
-
-    @property
-    def tensors(self) -> list[tuple[int, ...]]:
-        """Shapes of the network's inputs and outputs, whose numbers the caller has or gets."""
-        found = [self._layouts[i] for ends in self._external for i in ends]
-        return [(layout.n, layout.c, layout.h, layout.w) for layout in found]
-
-    # ------------------------------------------------------------------ memory
-
-    def _make_slots(self) -> tuple[Any, list[tuple[int, int, int]]]:
-        """Memory of all scales and shifts, and (scale, shift, image stride) of each slot."""
-        n = max(layout.n for layout in self._layouts)
-        places, total = [], 0
-        for slot in self._lowered.slots:
-            places.append(total)
-            total += 2 * -(-4 * n * slot.channels // 256) * 256
-        memory = self.device.memory(total)
-        result = []
-        for index, (slot, place) in enumerate(zip(self._lowered.slots, places, strict=True)):
-            if slot.scale is not None and slot.shift is not None:
-                pair = [
-                    self.device.kept(("slot", index, which), lambda v=vector: _float32(v))  # type: ignore[misc]
-                    for which, vector in enumerate((slot.scale, slot.shift))
-                ]
-                result.append((pair[0], pair[1], 0))
-            else:
-                scale = memory.address + place
-                shift = scale + -(-4 * n * slot.channels // 256) * 256
-                result.append((scale, shift, slot.channels))
-        return memory, result
-
-    def _map(self, index: np.ndarray) -> int:
-        index = np.ascontiguousarray(index, np.int32)
-        key = index.tobytes()
-        if key not in self._maps:
-            self._maps[key] = self.device.upload(index)
-        return int(self._maps[key].address)
-
-    def _address(self, layout: Layout) -> int:
-        return int(self._arena.address + layout.offset)
-
-    def _reading(self, index: int) -> tuple[dict[str, Any], int, int]:
-        """Fields that say where a value is read, and its rows and columns there."""
-        layout = self._layouts[index]
-        if layout.tensor < 0:
-            fields = {
-                "x": self._address(layout),
-                "x_tensor": -1,
-                "x_kind": _OWN,
-                "x_image": layout.image,
-                "x_pixel": layout.pixel,
-                "x_channel": 1,
-            }
-            return fields, layout.h, layout.w
-        image = self.image
-        if image is None:
-            fields = {
-                "x_tensor": layout.tensor,
-                "x_kind": _FLOAT,
-                "x_image": layout.c * layout.pixels,
-                "x_pixel": 1,
-                "x_channel": layout.pixels,
-            }
-            return fields | {"io": self.io.address}, layout.h, layout.w
-        fields = {
-            "io": self.io.address,
-            "x_tensor": _FIRST_CHANNEL,
-            "x_kind": _BYTE if image.is_byte else _FLOAT,
-            "x_image": 3 * image.height * image.width,
-            "x_pixel": image.pixel,
-            "x_channel": -image.step if image.bgr else image.step,
-        }
-        return fields, image.height, image.width
-
-    def _writing(self, index: int) -> dict[str, Any]:
-        """Fields that say where a value is written."""
-        layout = self._layouts[index]
-        if layout.tensor < 0:
-            return {
-                "y": self._address(layout),
-                "y_tensor": -1,
-                "y_kind": _OWN,
-                "y_image": layout.image,
-                "y_pixel": layout.pixel,
-                "y_channel": 1,
-            }
-        if self.image is None:
-            return {
-                "io": self.io.address,
-                "y_tensor": layout.tensor,
-                "y_kind": _FLOAT,
-                "y_image": layout.c * layout.pixels,
-                "y_pixel": 1,
-                "y_channel": layout.pixels,
-            }
-        return {
-            "io": self.io.address,
-            "y_tensor": _PICTURE,
-            "y_kind": _BYTE if self.image.is_byte else _FLOAT,
-            "y_image": 3 * self.image.height * self.image.width,
-            "y_pixel": self.image.pixel,
-            "y_channel": self.image.step,
-            "is_image": True,
-        }
-
-    def _start(self, index: int, vertical: bool) -> np.ndarray:
-        """Rows (columns) of the caller's tensor that those of a value show."""
-        layout = self._layouts[index]
-        size = layout.h if vertical else layout.w
-        if layout.tensor >= 0 and self.image is not None:
-            return reflect_index(self.image.height if vertical else self.image.width, size)
-        return np.arange(size, dtype=np.int64)
-
     # ------------------------------------------------------------------ steps
 
     def _step(self, position: int, step: Step) -> list[Launch]:
         if isinstance(step, ConvStep):
             kernels = kernels_of(step)
-            if kernels is not None and fits(self.native, self.device, kernels, step.inputs):
+            if kernels is not None and fits(self.native, self.device, kernels, step):
                 return [self._conv(position, step, kernels)]
             return self._direct(position, step)
         if isinstance(step, CopyStep):
@@ -325,13 +96,13 @@ class Plan:
         def pack(which: int) -> np.ndarray:
             if not packed:
                 bias = np.zeros(step.outputs) if step.bias is None else step.bias
-                packed.extend(pack_kernels(kernels.weights, _float32(bias), self.device.dtype))
+                packed.extend(pack_kernels(kernels.weights, float32(bias), self.device.dtype))
             return packed[which]  # type: ignore[no-any-return]
 
         fields, height, width = self._reading(step.source.value)
         fields |= self._writing(step.out)
         out, source = self._layouts[step.out], self._layouts[step.source.value]
-        count, phases, _, kernel_h, kernel_w = kernels.weights.shape
+        kernel_h, kernel_w = kernels.weights.shape[3:]
         phases = kernels.phases
         fields |= {
             "dtype": DTYPES[self.device.dtype],
@@ -382,7 +153,7 @@ class Plan:
         fields |= {"slope": slope, "activation": activation}
         if fields.get("is_image") and self.image is not None:
             fields |= {"crop_rows": self.image.height, "crop_columns": self.image.width}
-        _fill(conv, fields)
+        fill(conv, fields)
         if step.norm is not None:
             self._norm_fields(conv, step.norm, "out_scale", "out_shift")
             conv.eps = step.norm.eps
@@ -454,26 +225,6 @@ class Plan:
             "residual_side": 0 if same else layout.h,
         }
 
-    def _norm_fields(self, structure: Any, norm: Norm, scale: str, shift: str) -> None:
-        channels = self._lowered.slots[norm.slot].channels
-        one, zero = np.ones(channels), np.zeros(channels)
-        weight = one if norm.weight is None else norm.weight
-        bias = zero if norm.bias is None else norm.bias
-        key = ("norm", norm.slot)
-        at = self._slots[1][norm.slot]
-        fields = {
-            "gamma": self.device.kept((*key, "gamma"), lambda: _float32(weight)),
-            "beta": self.device.kept((*key, "beta"), lambda: _float32(bias)),
-            scale: at[0],
-            shift: at[1],
-        }
-        _fill(structure, fields)
-
-    def _wants(self, structure: Any, name: str, floats: int) -> None:
-        self._workspace_floats = max(self._workspace_floats, floats)
-        self._waiting.append((structure, name))
-        setattr(structure, name, 16)  # until its memory is there
-
     def _direct(self, position: int, step: ConvStep) -> list[Launch]:
         """The slow kernel, once for each phase."""
         reading, _, width = self._reading(step.source.value)
@@ -481,7 +232,7 @@ class Plan:
         bias = np.zeros(step.outputs) if step.bias is None else step.bias
         slope, activation = _rectifier(step.act, step.slope)
         launches = []
-        for number, phase in enumerate(single_phases(step)):
+        for number, phase in enumerate(step.phases):
             direct = self.native.Direct()
             kernels = Kernels(
                 phase.weight[None],
@@ -497,12 +248,11 @@ class Plan:
                 found = self._whole_map(step.source.value, kernels, vertical, step.stride, count)
                 origin = (phase.dy if vertical else phase.dx) - found.first
                 maps.append(found.index[origin:])
-            weight = phase.weight
             fields = {
                 "weights": self.device.kept(
-                    ("direct", position, number), lambda w=weight: _float32(w)
+                    ("direct", position, number), partial(float32, phase.weight)
                 ),
-                "bias": self.device.kept(("direct bias", position), lambda: _float32(bias)),
+                "bias": self.device.kept(("direct bias", position), lambda: float32(bias)),
                 "row_map": self._map(maps[0]),
                 "column_map": self._map(maps[1]),
                 "n": out.n,
@@ -522,13 +272,9 @@ class Plan:
                 "activation": activation,
             }
             fields |= reading | self._writing(step.out) | self._residual_fields(step)
-            _fill(direct, fields)
+            fill(direct, fields)
             launches.append(Launch(step.label, self.native.net_direct, (self._dtype, direct)))
         return launches
-
-    @property
-    def _dtype(self) -> int:
-        return DTYPES[self.device.dtype]
 
     def _apply(
         self,
@@ -565,7 +311,9 @@ class Plan:
                 for start, vertical in zip(starts, (True, False), strict=True)
             ]
         sizes = height_out, width_out
-        plain = [np.array_equal(m[:size], np.arange(size)) for m, size in zip(maps, sizes, strict=True)]
+        plain = [
+            np.array_equal(m[:size], np.arange(size)) for m, size in zip(maps, sizes, strict=True)
+        ]
         if not all(plain):
             fields["row_map"] = self._map(maps[0][: sizes[0]])
             fields["column_map"] = self._map(maps[1][: sizes[1]])
@@ -580,13 +328,11 @@ class Plan:
             "combine": source.combine,
         }
         if source.combine:
-            fields |= self._combined(source, maps, sizes)
-        _fill(args, fields)
+            fields |= self._combined(source, maps)
+        fill(args, fields)
         return Launch(label, self.native.net_apply, (self._dtype, args))
 
-    def _combined(
-        self, source: Source, maps: list[np.ndarray], sizes: tuple[int, int]
-    ) -> dict[str, Any]:
+    def _combined(self, source: Source, maps: list[np.ndarray]) -> dict[str, Any]:
         """Where the other operand is read."""
         other = self._layouts[source.residual]
         fields = {
@@ -601,7 +347,7 @@ class Plan:
         for vertical, name in ((True, "residual_row_map"), (False, "residual_column_map")):
             start = np.arange(other.h if vertical else other.w, dtype=np.int64)
             own = axis_map(source.residual_views, start, vertical)
-            index = maps[0 if vertical else 1][: sizes[0 if vertical else 1]]
+            index = maps[0 if vertical else 1]
             fields[name] = self._map(np.where(index < 0, -1, own[np.maximum(index, 0)]))
         return fields
 
@@ -620,7 +366,7 @@ class Plan:
             "channels": value.c,
             "eps": step.norm.eps,
         }
-        _fill(args, fields)
+        fill(args, fields)
         chunks = int(self.native.stats_chunks(value.pixels))
         self._wants(args, "partial", 3 * value.n * value.c * chunks)
         return Launch(step.label, self.native.net_stats, (self._dtype, args))
@@ -639,7 +385,7 @@ class Plan:
             "channels": mean.c,
             "eps": step.norm.eps,
         }
-        _fill(args, fields)
+        fill(args, fields)
         return Launch(step.label, self.native.net_given, (self._dtype, args))
 
     def _plain(self, step: PlainStep) -> list[Launch]:
@@ -675,11 +421,11 @@ class Plan:
                 "stride": stride,
                 "padding": padding,
             }
-            _fill(args, fields)
+            fill(args, fields)
             return [Launch(step.label, self.native.net_pool, (self._dtype, args))]
         args = self.native.Reshape()
         fields |= {"x_pixels": value.pixels, "y_pixels": out.pixels, "y_channels": out.c}
-        _fill(args, fields)
+        fill(args, fields)
         return [Launch(step.label, self.native.net_reshape, (self._dtype, args))]
 
 
@@ -689,21 +435,21 @@ def row_mode(kernels: Kernels, inputs: int, dtype: str) -> bool:
     return inputs <= 16 and pack_kernels(few, np.zeros(1), dtype)[2]
 
 
-def fits(native: ModuleType, device: Device, kernels: Kernels, inputs: int) -> bool:
+def fits(native: ModuleType, device: Device, kernels: Kernels, step: ConvStep) -> bool:
     """Whether the tensor core kernel has enough shared memory for any tile."""
     conv = native.NetConv()
-    _, outputs, _, kernel_h, kernel_w = kernels.weights.shape
+    kernel_h, kernel_w = kernels.weights.shape[3:]
     fields = {
         "dtype": DTYPES[device.dtype],
-        "inputs": inputs,
-        "outputs": outputs,
+        "inputs": step.inputs,
+        "outputs": step.outputs,
         "kernel_h": kernel_h,
         "kernel_w": kernel_w,
         "phases": kernels.phases,
-        "row_mode": row_mode(kernels, inputs, device.dtype),
-        "stride": 2,
+        "row_mode": row_mode(kernels, step.inputs, device.dtype),
+        "stride": step.stride,
     }
-    _fill(conv, fields)
+    fill(conv, fields)
     try:
         native.net_conv_plan(conv, *device.limits)
     except ValueError:
@@ -718,12 +464,3 @@ def _rectifier(kind: int, slope: float) -> tuple[float, int]:
     if kind == _LEAKY:
         return float(slope), 0
     return 1.0, kind
-
-
-def _float32(values: Any) -> np.ndarray:
-    return np.ascontiguousarray(values, np.float32)
-
-
-def _fill(structure: Any, fields: Mapping[str, Any]) -> None:
-    for name, value in fields.items():
-        setattr(structure, name, value)

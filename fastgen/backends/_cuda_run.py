@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from fastgen.backends import ImageIO
-from fastgen.backends._cuda_plan import Device, ImageKind, Plan
+from fastgen.backends._cuda_places import Device, ImageKind
+from fastgen.backends._cuda_plan import Plan
 from fastgen.backends._cuda_tune import Tiles
 from fastgen.backends._steps import Lowered
 from fastgen.graph import Graph
@@ -43,7 +44,6 @@ class Replay:
         self.plan = Plan(device, lowered, shapes, image, keep)
         self._inputs = len(lowered.inputs)
         self._graph: Any = None
-        self._warm = False
         self._number = 0  # of the constants that the arena holds what depends on
         self._done = self.native.Event(device.index)
         self._last: int | None = None
@@ -122,14 +122,12 @@ class Replay:
             for launch in plan.constant:
                 launch(stream)
         self._number = constants
-        if self._graph is None and self._warm:
-            self._graph = self._capture()
         if self._graph is not None:
             self._graph.launch(stream)
         else:
-            for launch in plan.launches:
+            for launch in plan.launches:  # loads the kernels, which a capture must not
                 launch(stream)
-            self._warm = True
+            self._graph = self._capture()
         self._done.record(stream)
         self._last = stream
 

@@ -12,7 +12,6 @@ from fastgen.backends._steps import (
     CopyStep,
     Lowered,
     Norm,
-    Phase,
     Source,
     StatsStep,
     Step,
@@ -166,6 +165,14 @@ class _Legal:
             self.lowered.sizes[index] = self.lowered.sizes[like]
         return index
 
+    def own_residual(self, label: str, source: Source) -> Source:
+        """The source with a second operand in the arena, where it is a tensor of the caller."""
+        if not source.combine or source.residual not in self.lowered.inputs.values():
+            return source
+        index = self.value(source.residual)
+        self.steps.append(CopyStep(f"{label} operand", index, Source(source.residual)))
+        return replace(source, residual=index)
+
 
 def legalise(
     lowered: Lowered, fits: Callable[[ConvStep, Kernels], bool], fuse: bool = True
@@ -190,6 +197,8 @@ def legalise(
     for position, step in enumerate(lowered.steps):
         if position == lowered.constant:
             constant = len(legal.steps)
+        if isinstance(step, ConvStep | CopyStep):
+            step = replace(step, source=legal.own_residual(step.label, step.source))
         if isinstance(step, ConvStep):
             kernels = kernels_of(step)
             _conv(legal, step, kernels is not None and fits(step, kernels), fuse)
@@ -223,8 +232,3 @@ def _conv(legal: _Legal, step: ConvStep, fast: bool, fuse: bool) -> None:
         steps.append(CopyStep(f"{step.label} out", step.out, Source(index)))
         return
     steps.append(replace(step, source=source))
-
-
-def single_phases(step: ConvStep) -> list[Phase]:
-    """The convolutions that a step is made of, one for each of its phases."""
-    return [phase for phase in step.phases if 0 not in phase.weight.shape]

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -145,4 +146,4 @@ class Tiles:
             native.net_conv(conv, *self._limits, stream)
             event.record(stream)
         events[-1].synchronize()
-        return min(float(b.since(a)) for a, b in zip(events, events[1:], strict=False))
+        return min(float(b.since(a)) for a, b in pairwise(events))

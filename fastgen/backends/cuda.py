@@ -20,7 +20,8 @@ from fastgen.backends import ImageIO, check_image_batch, padded_size
 from fastgen.backends._arrays import check_out, float_array
 from fastgen.backends._build import for_batch
 from fastgen.backends._cuda_arrays import DeviceArray, DeviceInput, on_device
-from fastgen.backends._cuda_plan import Device, ImageKind, fits
+from fastgen.backends._cuda_places import Device, ImageKind
+from fastgen.backends._cuda_plan import fits
 from fastgen.backends._cuda_run import Lane, Replay
 from fastgen.backends._cuda_steps import legalise
 from fastgen.backends._cuda_tune import Tiles
@@ -90,8 +91,8 @@ class Runner:
     """A compiled graph on a GPU; see ``fastgen.backends``.
 
     Memory for one kind of input (shapes, image or tensors) is planned once and kept for the last
-    eight kinds, with a captured CUDA graph: the first run launches step by step, the second one
-    captures, later ones are one launch each. Calls from several threads are safe (they are launched
+    eight kinds, with a captured CUDA graph: the first run launches step by step, later ones are one
+    launch each. Calls from several threads are safe (they are launched
     one after the other). GPU tensors are read and written in place: PyTorch's on its current
     stream, other arrays (``__cuda_array_interface__``, DLPack) on the default stream.
 
@@ -135,7 +136,7 @@ class Runner:
                 self._tiles = Tiles(native, device, self._device.name, self._device.limits, tiles)
         self._lowered = legalise(
             lower(graph, weights, channels_last=True),
-            lambda step, kernels: fits(native, self._device, kernels, step.inputs),
+            lambda step, kernels: fits(native, self._device, kernels, step),
             fuse,
         )
         self._replays: OrderedDict[Any, Replay] = OrderedDict()
@@ -277,7 +278,9 @@ class Runner:
                 raise TypeError("planar images must be GPU tensors; use run() for arrays")
             photo = np.ascontiguousarray(image)
             replay = self._image_replay(photo, io)
-            result = np.empty_like(photo) if out is None else check_out(out, photo.shape, photo.dtype)
+            result = (
+                np.empty_like(photo) if out is None else check_out(out, photo.shape, photo.dtype)
+            )
             with _taken(replay) as lane:
                 lane.upload([photo], lane.stream)
                 replay.execute(lane.image_io(io), lane.stream)
@@ -317,9 +320,7 @@ class Runner:
         named_result = isinstance(inputs, Mapping) or not single
         return results if named_result else next(iter(results.values()))
 
-    def _tensors_on_device(
-        self, named: Mapping[str, Any], number: int, out: Any
-    ) -> dict[str, Any]:
+    def _tensors_on_device(self, named: Mapping[str, Any], number: int, out: Any) -> dict[str, Any]:
         given: dict[str, DeviceInput] = {}
         kept: list[Any] = []
         first = next(v for v in named.values() if not isinstance(v, np.ndarray))
@@ -333,7 +334,9 @@ class Runner:
             else:
                 given[name] = on_device(value, self.device_index)
             if given[name].dtype != "float32":
-                raise TypeError(f"input {name!r} has the dtype {given[name].dtype}, must be float32")
+                raise TypeError(
+                    f"input {name!r} has the dtype {given[name].dtype}, must be float32"
+                )
         replay = self._tensor_replay(given, number > 0)
         results: dict[str, Any] = {}
         addresses = [given[item.name].address for item in self.graph.inputs]

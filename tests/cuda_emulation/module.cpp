@@ -16,13 +16,15 @@ int64_t& memory_limit();  // runtime.cpp
 }
 void bind_cuda_ops(py::module_& m);
 void bind_cuda_network(py::module_& m);
-}
+void bind_cuda_dlpack(py::module_& m);
+}  // namespace fastgen
 
 PYBIND11_MODULE(fastgen_cuda_emulated, m) {
   namespace emulate = fastgen::emulate;
   namespace gpu = fastgen::gpu;
   fastgen::bind_cuda_ops(m);
   fastgen::bind_cuda_network(m);
+  fastgen::bind_cuda_dlpack(m);
   m.def("declare", [](uint64_t address, uint64_t bytes, bool writable, const std::string& name) {
     emulate::declare(address, bytes, writable, name.c_str());
   });

@@ -1,4 +1,5 @@
-// csrc/cuda/runtime.h on the host: memory is the host's and known to the checks, streams run at once.
+// csrc/cuda/runtime.h on the host: memory is the host's and known to the checks, streams run at
+// once.
 #include "../../csrc/cuda/runtime.h"
 
 #include <chrono>
