@@ -218,6 +218,7 @@ void bind_structures(py::module_& m) {
     FIELD(stride);
     FIELD(phases);
     FIELD(row_mode);
+    FIELD(fold);
     FIELD(phase_origin_y);
     FIELD(phase_origin_x);
     FIELD(row_map);

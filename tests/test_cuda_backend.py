@@ -24,7 +24,7 @@ from test_cpu_random import graphs
 
 import fastgen
 from fastgen import backends, models
-from fastgen.backends import ImageIO, cuda
+from fastgen.backends import ImageIO, _cuda_tune, cuda
 from fastgen.backends._cuda_steps import axis_map, conv_map
 from fastgen.errors import BackendUnavailable, GraphError
 from fastgen.graph import Graph, Node
@@ -41,7 +41,7 @@ def emulated(native: Any, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def runner(graph: Graph, precision: str = "fp32", **config: Any) -> cuda.Runner:
-    config = {"tune": False} | config
+    config = {"tune": False} | config  # measuring tiles on the emulated card takes its time
     return cuda.Runner(graph, random_weights(graph), precision, **config)
 
 
@@ -132,6 +132,24 @@ def test_launches_of_the_style_network(emulated: ModuleType) -> None:
     assert [n for n in names if n.endswith(" in")] == ["res0_conv1 in", "res1_conv1 in", "up1 in"]
     apart = runner(graph, fuse=False).launches(picture(1, 16, 16), STYLE)
     assert len(apart) > len(names)
+
+
+def test_columns_as_outputs_of_pictures(emulated: ModuleType) -> None:
+    """The last layer of a wide network writes the caller's image, in every layout."""
+    attrs = {"padding_mode": "reflect"}
+    nodes = (
+        conv("a", "x", out_channels=16, **attrs),
+        Node("r", "activation", ("a",), {"kind": "relu"}),
+        conv("c", "r", out_channels=3, kernel=9, padding=4, **attrs),
+    )
+    graph = image_graph(3, *nodes)
+    ours = cuda.Runner(graph, style_weights(graph), "fp16", tune=False)
+    for photo in (picture(1, 13, 41), picture(2, 37, 12, np.float32)):
+        io = ImageIO(strength=0.5, bgr=True)
+        expected = reference_pictures(graph, photo, io)
+        assert psnr(expected, ours.run(photo, io)) >= 40
+    (last,) = (launch for launch in next(iter(ours._replays.values())).plan.launches[-1:])
+    assert (last.conv.outputs, last.conv.fold) == (27, 8)
 
 
 @pytest.mark.parametrize("name", ["saae_plates", "saae_faces"])
@@ -229,6 +247,16 @@ UNUSUAL = {
         Node("s", "mul", ("n", "r"), {}),
         conv("c", "s", out_channels=24),
     ],
+    "columns as outputs": [
+        conv("a", "x", out_channels=24),
+        conv("c", "a", out_channels=3, kernel=9, padding=4, padding_mode="reflect"),
+    ],
+    "columns as outputs, upsampled": [
+        conv("a", "x", out_channels=12),
+        Node("u", "upsample", ("a",), {"scale": 2}),
+        conv("c", "u", out_channels=4, kernel=5, padding=2, padding_mode="reflect"),
+        Node("y", "activation", ("c",), {"kind": "tanh"}),
+    ],
     "squashed": [
         conv("a", "x"),
         Node("n", "norm", ("a",), {"kind": "instance"}),
@@ -266,7 +294,7 @@ def test_kernels_that_do_not_fit_the_card(native: Any, monkeypatch: pytest.Monke
 def test_maps() -> None:
     index = axis_map([(0, 2, 0, 0, 0), (3, 1, 2, 0, 0)], np.arange(3), vertical=False)
     assert index.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 1]
-    assert axis_map([(2, 0, 0, 1, 0), (1, 0, 0, 0, 2)], np.arange(3), True).tolist() == [-1]
+    assert axis_map([(2, 0, 0, 1, 0), (1, 0, 0, 0, 2)], np.arange(3), True).tolist() == [-1, 0]
     for mode, expected in ((0, [-1, -1, 0, 1, 2, -1]), (1, [2, 1, 0, 1, 2, 1])):
         found = conv_map(np.arange(3), -2, 6, mode)
         assert found.index.tolist() == expected
@@ -340,7 +368,7 @@ def test_too_little_memory(emulated: ModuleType, small_net: Graph) -> None:
     emulated.set_memory_limit(1 << 14)
     try:
         with pytest.raises(MemoryError, match=r"GPU's memory is too small.*take smaller images"):
-            ours.run(picture(1, 64, 64), STYLE)
+            ours.run(picture(1, 256, 256), STYLE)
     finally:
         emulated.set_memory_limit(1 << 40)
     assert np.array_equal(ours.run(picture(1, 8, 8), STYLE), expected)
@@ -435,18 +463,26 @@ def test_dlpack(emulated: ModuleType, small_net: Graph) -> None:
 # ---------------------------------------------------------------------- tiles
 
 
-def test_tiles_are_measured_once(emulated: ModuleType, small_net: Graph, tmp_path: Path) -> None:
-    photo = picture(1, 8, 8)
-    expected = runner(small_net, "fp16").run(photo, STYLE)
+@pytest.fixture
+def few_tiles(monkeypatch: pytest.MonkeyPatch) -> Graph:
+    """One convolution, and few rectangles to choose from."""
+    monkeypatch.setattr(_cuda_tune, "_WIDTHS", (4,))
+    monkeypatch.setattr(_cuda_tune, "_REPEATS", 1)
+    return image_graph(4, conv("c", "x"))
+
+
+def test_tiles_are_measured_once(emulated: ModuleType, few_tiles: Graph, tmp_path: Path) -> None:
+    x = np.ones((1, 4, 8, 8), np.float32)
+    expected = runner(few_tiles, "fp16").run(x)
 
     def run() -> int:
         before = native_launches(emulated)
-        got = runner(small_net, "fp16", tune=True, tiles=tmp_path).run(photo, STYLE)
-        assert np.abs(got.astype(int) - expected.astype(int)).max() <= 1
+        got = runner(few_tiles, "fp16", tune=True, tiles=tmp_path).run(x)
+        assert np.allclose(got, expected, atol=1e-2)
         return native_launches(emulated) - before
 
     measured, known = run(), run()
-    assert known < measured / 4
+    assert known < measured / 3
     (file,) = tmp_path.iterdir()
     data = json.loads(file.read_text())
     assert data["gpu"] == "Emulated card"
@@ -462,11 +498,11 @@ def test_tiles_are_measured_once(emulated: ModuleType, small_net: Graph, tmp_pat
 
 
 def test_a_folder_that_cannot_be_written(
-    emulated: ModuleType, small_net: Graph, tmp_path: Path
+    emulated: ModuleType, few_tiles: Graph, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    ours = runner(small_net, "fp16", tune=True, tiles=tmp_path / "file" / "below")
-    assert ours.run(picture(1, 8, 8), STYLE).shape == (1, 8, 8, 3)
+    ours = runner(few_tiles, "fp16", tune=True, tiles=tmp_path / "file" / "below")
+    assert ours.run(np.ones((1, 4, 8, 8), np.float32)).shape == (1, 8, 8, 8)
 
 
 # ---------------------------------------------------------------------- choosing it

@@ -57,7 +57,7 @@ FASTGEN_DEVICE ConvBlock conv_block(const ConvArgs& p, int bm, int bn) {
   b.tile = index % tiles;
   b.tile_index = b.tile * phases + phase;
   b.row0 = b.tile / p.tiles_x * (bm >> p.tile_w_log);
-  b.column0 = b.tile % p.tiles_x << p.tile_w_log;
+  b.column0 = b.tile % p.tiles_x * ((1 << p.tile_w_log) - p.fold);
   b.rows = (p.out_height - b.phase_y + p.phases - 1) / p.phases;
   b.columns = (p.out_width - b.phase_x + p.phases - 1) / p.phases;
   b.n0 = blockIdx.y * bn;
@@ -252,6 +252,50 @@ FASTGEN_DEVICE void copy_halo(const ConvArgs& p, const ConvBlock& b, const Share
     const bool valid = pixel >= 0 && channel < p.channels;
     const T* from = valid ? image + pixel * p.x_pixel + channel : static_cast<const T*>(b.x);
     cp_async16(s, halo + swizzled(position, chunk), from, valid);
+  }
+}
+
+// Stores a tile whose outputs are sums of single kernel columns: a pixel's are those of its
+// neighbours on the right. At most four outputs, most often a photo's three.
+template <class Tile>
+FASTGEN_DEVICE void store_folded(const ConvArgs& p, const ConvBlock& b, const Shared& s, int row) {
+  using T = typename Tile::T;
+  constexpr int kMost = 4;
+  const int width = 1 << p.tile_w_log, outputs = p.outputs / (p.fold + 1);
+  for (int m = threadIdx.x; m < Tile::kBM; m += Tile::kThreads) {
+    const int column = m & (width - 1);
+    const int y = b.row0 + (m >> p.tile_w_log), x = b.column0 + column;
+    if (column >= width - p.fold || y >= b.rows || x >= b.columns) continue;
+    float v[kMost];
+#pragma unroll
+    for (int o = 0; o < kMost; ++o) {
+      v[o] = 0.0f;
+      if (o >= outputs) continue;
+      for (int k = 0; k <= p.fold; ++k)
+        v[o] += s.load<float>(b.halo + 4 * ((m + k) * row + o * (p.fold + 1) + k));
+      v[o] = activate(leaky(v[o] + load(p.bias + o), p.slope), p.activation);
+    }
+    if (p.is_image) {
+      if (y >= p.crop_rows || x >= p.crop_columns) continue;
+      const float rgb[3] = {v[0], v[1], v[2]};
+      const int64_t at =
+          element(b.image, p.y_image, int64_t{y} * p.crop_columns + x, p.y_pixel, 0, 0);
+      if (p.y_kind == kByte)
+        store_pixel<uint8_t>(*p.io, b.y, at, p.y_channel, rgb);
+      else
+        store_pixel<float>(*p.io, b.y, at, p.y_channel, rgb);
+      continue;
+    }
+#pragma unroll
+    for (int o = 0; o < kMost; ++o) {
+      if (o >= outputs) continue;
+      const int64_t at =
+          element(b.image, p.y_image, int64_t{y} * p.out_width + x, p.y_pixel, o, p.y_channel);
+      if (p.y_kind == kFloat)
+        store(static_cast<float*>(b.y) + at, v[o]);
+      else
+        store(static_cast<T*>(b.y) + at, from_float(v[o], T{}));
+    }
   }
 }
 
@@ -552,6 +596,10 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) conv_kernel(const 
     }
   }
   barrier();
+  if (p.fold) {
+    store_folded<Tile>(p, b, s, row);
+    return;
+  }
   store_tile<Tile>(p, b, s, row);
   if (p.partial) reduce_tile<Tile>(p, b, s, row);
 }

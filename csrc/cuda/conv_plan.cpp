@@ -24,7 +24,7 @@ int log2_of(int x) {
 void set_rectangle(ConvArgs& a, int pixels, int width_log) {
   const int width = 1 << width_log, height = pixels >> width_log;
   a.tile_w_log = width_log;
-  a.tiles_x = static_cast<int>(up(up(a.out_width, a.phases), width));
+  a.tiles_x = static_cast<int>(up(up(a.out_width, a.phases), width - a.fold));
   a.tiles_y = static_cast<int>(up(up(a.out_height, a.phases), height));
   a.row_parities = std::min(a.stride, a.kernel_h);
   a.halo_rows = height + (a.kernel_h - 1) / a.stride;
@@ -94,6 +94,8 @@ void choose_tile(int64_t n, const CudaLimits& limits, int tile, int width_log, i
     double here = std::numeric_limits<double>::infinity();
     for (int log = 3; log <= log2_of(shape.pixels); ++log) {
       if (width_log >= 0 && log != width_log) continue;
+      // The sums of a pixel's columns must meet in one tile.
+      if (a.fold && (1 << log <= 2 * a.fold || shape.outputs < a.outputs)) continue;
       set_rectangle(a, shape.pixels, log);
       const int64_t shared = shared_bytes(a, shape);
       least = std::min(least, shared);

@@ -16,6 +16,7 @@ struct NetConv {
   int dtype = kFloat32;
   int64_t n = 1, height = 1, width = 1, out_height = 1, out_width = 1;
   int inputs = 0, outputs = 0, kernel_h = 1, kernel_w = 1, stride = 1, phases = 1;
+  int fold = 0;  // see ConvArgs; `outputs` are (fold + 1) times what is stored, four at most
   bool row_mode = false;
   int phase_origin_y[kMaxPhases] = {}, phase_origin_x[kMaxPhases] = {};
   uint64_t row_map = 0, column_map = 0;  // int32 of the device, or 0: every pixel shows itself

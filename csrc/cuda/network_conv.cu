@@ -20,6 +20,10 @@ CudaConvPlan plan_of(const NetConv& c, const CudaLimits& limits, ConvArgs* args)
       c.stride > 2 || c.phases < 1 || c.phases > kMaxPhases || c.n < 1 || c.height < 1 ||
       c.width < 1 || c.out_height < 1 || c.out_width < 1)
     throw std::invalid_argument("conv: the geometry is out of range");
+  if (c.fold &&
+      (c.fold < 0 || c.phases != 1 || c.stride != 1 || c.kernel_w != 1 ||
+       c.outputs % (c.fold + 1) != 0 || c.outputs > 4 * (c.fold + 1) || c.residual || c.out_scale))
+    throw std::invalid_argument("conv: columns cannot be outputs here");
   constexpr int64_t kMax = int64_t{1} << 28;
   if (c.height * c.width > kMax || c.out_height * c.out_width > kMax)
     throw std::invalid_argument("conv: a map of more than 2^28 pixels; run it in parts");
@@ -37,6 +41,7 @@ CudaConvPlan plan_of(const NetConv& c, const CudaLimits& limits, ConvArgs* args)
   a.upsample = 1;
   a.border = kBorderZero;
   a.phases = c.phases;
+  a.fold = c.fold;
   a.rows_of_taps = c.row_mode;
   for (int i = 0; i < kMaxPhases; ++i) {
     a.phase_origin_y[i] = c.phase_origin_y[i];
@@ -116,9 +121,9 @@ int network_conv(const NetConv& c, const CudaLimits& limits, void* stream) {
                c.inputs % vector == 0 && aligned(c.x) && whole(c.x_image, c.x_pixel) &&
                aligned(c.load_residual) && whole(c.load_residual_image, c.load_residual_pixel) &&
                aligned(c.scale) && aligned(c.shift) && c.scale_image % 4 == 0;
-  a.vector_y = c.y_tensor < 0 && c.y_kind == kOwn && c.y_channel == 1 && c.outputs % vector == 0 &&
-               aligned(c.y) && whole(c.y_image, c.y_pixel) && aligned(c.residual) &&
-               whole(c.residual_image, c.residual_pixel);
+  a.vector_y = !c.fold && c.y_tensor < 0 && c.y_kind == kOwn && c.y_channel == 1 &&
+               c.outputs % vector == 0 && aligned(c.y) && whole(c.y_image, c.y_pixel) &&
+               aligned(c.residual) && whole(c.residual_image, c.residual_pixel);
   const int error = launch_conv(c.dtype, plan, a, stream);
   if (error != 0 || !c.out_scale) return error;
   const int64_t tiles = plan.workspace_floats / (3 * c.n * c.outputs);

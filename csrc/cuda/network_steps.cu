@@ -227,7 +227,7 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(const PoolArgs p) {
     float row = 0;  // sums of sums: a large map costs fewer digits
     for (int column = left; column < right; ++column) {
       const float v = to_float(load(x + (int64_t{y} * p.width + column) * p.x_pixel));
-      best = v > best ? v : best;
+      best = v > best || v != v ? v : best;  // NaN stays
       row += v;
     }
     sum += row;

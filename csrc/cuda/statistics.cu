@@ -52,8 +52,19 @@ __global__ void __launch_bounds__(kThreads)
 
 constexpr int kLanes = 32, kRows = 8;  // channels and pixels that a block looks at at once
 
-// Count, mean and sum of squares of one chunk of pixels for 32 channels. Differences to the chunk's
-// first pixel are summed, so that a large mean costs no digits.
+// Sum over the rows of a block, for each of its channels, the same in all of them.
+FASTGEN_DEVICE float row_sum(const Shared& s, float value) {
+  barrier();  // the previous sum has been read
+  s.store(4 * static_cast<int>(threadIdx.x), value);
+  barrier();
+  float sum = 0;
+  for (int row = 0; row < kRows; ++row)
+    sum += s.load<float>(4 * (row * kLanes + static_cast<int>(threadIdx.x) % kLanes));
+  return sum;
+}
+
+// Count, mean and sum of squared differences of one chunk of pixels for 32 channels. Two passes, so
+// that a large mean costs no digits.
 template <class T>
 __global__ void __launch_bounds__(kLanes* kRows) value_statistics_kernel(const StatsArgs p) {
   const Shared s = shared_memory();
@@ -64,32 +75,20 @@ __global__ void __launch_bounds__(kLanes* kRows) value_statistics_kernel(const S
   const int64_t begin = int64_t{blockIdx.y} * kStatsPixels;
   const int64_t end = begin + kStatsPixels < p.pixels ? begin + kStatsPixels : p.pixels;
   const T* x = static_cast<const T*>(p.x) + image * p.x_image + channel * p.x_channel;
-  float count = 0, sum = 0, squares = 0, pivot = 0;
-  if (channel < p.channels) {
-    pivot = to_float(load(x + begin * p.x_pixel));
-    for (int64_t i = begin + row; i < end; i += kRows) {
-      const float d = to_float(load(x + i * p.x_pixel)) - pivot;
-      count += 1;
-      sum += d;
-      squares += d * d;
-    }
-  }
-  const int mine = 12 * static_cast<int>(threadIdx.x);
-  s.store(mine, count);
-  s.store(mine + 4, sum);
-  s.store(mine + 8, squares);
-  barrier();
+  const auto each = [&](auto&& use) {
+    if (channel < p.channels)
+      for (int64_t i = begin + row; i < end; i += kRows) use(to_float(load(x + i * p.x_pixel)));
+  };
+  float sum = 0, squares = 0;
+  each([&](float v) { sum += v; });
+  const float count = static_cast<float>(end - begin), mean = row_sum(s, sum) / count;
+  each([&](float v) { squares += (v - mean) * (v - mean); });
+  squares = row_sum(s, squares);
   if (row != 0 || channel >= p.channels) return;
-  for (int r = 1; r < kRows; ++r) {
-    count += s.load<float>(mine + 12 * r * kLanes);
-    sum += s.load<float>(mine + 12 * r * kLanes + 4);
-    squares += s.load<float>(mine + 12 * r * kLanes + 8);
-  }
   float* to = p.partial + 3 * ((image * p.channels + channel) * gridDim.y + blockIdx.y);
   store(to, count);
-  store(to + 1, pivot + sum / count);
-  const float rest = squares - sum * sum / count;
-  store(to + 2, rest > 0.0f ? rest : 0.0f);
+  store(to + 1, mean);
+  store(to + 2, squares);
 }
 
 // Scale and shift of a norm whose mean and variance are values of the network.
@@ -126,7 +125,7 @@ int value_statistics(int dtype, const StatsArgs& args, void* stream) {
                     static_cast<unsigned>(stats_chunks(args.pixels)));
   const int error = with_type(dtype, [&](auto type) {
     auto kernel = value_statistics_kernel<decltype(type)>;
-    FASTGEN_LAUNCH(kernel, blocks, dim3(kLanes * kRows), 12 * kLanes * kRows,
+    FASTGEN_LAUNCH(kernel, blocks, dim3(kLanes * kRows), 4 * kLanes * kRows,
                    static_cast<cudaStream_t>(stream), args);
     return launch_error();
   });

@@ -21,6 +21,7 @@ from fastgen.backends._cuda_steps import (
     conv_map,
     kernels_of,
 )
+from fastgen.backends._joins import FEW
 from fastgen.backends._steps import (
     ConvStep,
     CopyStep,
@@ -37,6 +38,7 @@ from fastgen.ops._cuda_pack import DTYPES, pack_kernels
 __all__ = ["Plan", "fits"]
 
 _RELU, _LEAKY = 1, 2
+_MOST_COLUMNS = 32  # outputs of a tile
 
 
 class Plan(Places):
@@ -95,14 +97,19 @@ class Plan(Places):
 
         def pack(which: int) -> np.ndarray:
             if not packed:
-                bias = np.zeros(step.outputs) if step.bias is None else step.bias
-                packed.extend(pack_kernels(kernels.weights, float32(bias), self.device.dtype))
+                bias = np.zeros(len(weights[0]), np.float32)
+                bias[: step.outputs] = 0.0 if step.bias is None else step.bias
+                packed.extend(pack_kernels(weights, bias, self.device.dtype))
             return packed[which]  # type: ignore[no-any-return]
 
+        rows_of_taps = row_mode(kernels, step.inputs, self.device.dtype)
+        weights, fold = kernels.weights, 0
+        if folds(step, kernels) and not rows_of_taps:
+            weights, fold = columns_as_outputs(weights), weights.shape[4] - 1
         fields, height, width = self._reading(step.source.value)
         fields |= self._writing(step.out)
         out, source = self._layouts[step.out], self._layouts[step.source.value]
-        kernel_h, kernel_w = kernels.weights.shape[3:]
+        outputs, _, kernel_h, kernel_w = weights.shape[1:]
         phases = kernels.phases
         fields |= {
             "dtype": DTYPES[self.device.dtype],
@@ -112,14 +119,15 @@ class Plan(Places):
             "out_height": out.h,
             "out_width": out.w,
             "inputs": step.inputs,
-            "outputs": step.outputs,
+            "outputs": outputs,
+            "fold": fold,
             "kernel_h": kernel_h,
             "kernel_w": kernel_w,
             "stride": step.stride,
             "phases": phases,
             "weights": self.device.kept(("weights", position), lambda: pack(0)),
             "bias": self.device.kept(("bias", position), lambda: pack(1)),
-            "row_mode": row_mode(kernels, step.inputs, self.device.dtype),
+            "row_mode": rows_of_taps,
         }
         rows = self._conv_map(step.source.value, kernels, True, step.stride, out.h)
         columns = self._conv_map(step.source.value, kernels, False, step.stride, out.w)
@@ -433,6 +441,24 @@ def row_mode(kernels: Kernels, inputs: int, dtype: str) -> bool:
     """Whether ``pack_kernels`` makes a tap of a whole kernel row."""
     few = np.zeros((1, 1, inputs, *kernels.weights.shape[3:]), np.float32)
     return inputs <= 16 and pack_kernels(few, np.zeros(1), dtype)[2]
+
+
+def folds(step: ConvStep, kernels: Kernels) -> bool:
+    """Whether kernel columns become outputs: so few of them leave most of the matrix units idle.
+
+    Then a kernel row is one product of the map with all its columns, and a pixel's sum is
+    collected from its neighbours', in shared memory.
+    """
+    width = kernels.weights.shape[4]
+    plain = step.norm is None and step.residual < 0 and step.stride == 1 and kernels.phases == 1
+    return plain and width >= 3 and step.outputs <= FEW and step.outputs * width <= _MOST_COLUMNS
+
+
+def columns_as_outputs(weights: np.ndarray) -> np.ndarray:
+    """(1, O, I, kh, kw) as (1, O*kw, I, kh, 1)."""
+    _, outputs, inputs, height, width = weights.shape
+    turned = weights.transpose(0, 1, 4, 2, 3)
+    return np.ascontiguousarray(turned).reshape(1, outputs * width, inputs, height, 1)
 
 
 def fits(native: ModuleType, device: Device, kernels: Kernels, step: ConvStep) -> bool:

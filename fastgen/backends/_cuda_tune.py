@@ -21,7 +21,7 @@ _FORMAT = 1
 _FIELDS = (
     *("dtype", "n", "height", "width", "out_height", "out_width", "inputs", "outputs", "kernel_h"),
     *("kernel_w", "stride", "phases", "row_mode", "x_kind", "y_kind", "x_pixel", "y_pixel"),
-    *("load_slope", "residual_side", "is_image"),
+    *("load_slope", "residual_side", "is_image", "fold"),
 )
 _PRESENT = ("scale", "load_residual", "residual", "out_scale", "row_map")
 

@@ -161,8 +161,9 @@ class Runner:
         with self._lock, self._on_device():
             if io is not None:
                 return [launch.label for launch in self._image_replay(inputs, io).plan.launches]
-            named, _ = self._named(inputs)
-            return [launch.label for launch in self._tensor_replay(named, False).plan.launches]
+            named, number = self._named(inputs)
+            replay = self._tensor_replay(named, number > 0)
+            return [launch.label for launch in replay.plan.launches]
 
     # ------------------------------------------------------------------ plans
 
