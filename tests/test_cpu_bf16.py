@@ -100,8 +100,8 @@ def test_winograd_error(isa: str, case: tuple) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("case", LARGE, ids=str)
 def test_winograd_error_of_large_kernels(isa: str, case: tuple) -> None:
-    # Along the rows only, where products of bfloat16 are quick: 46 to 48 dB; else of float32 in both
-    # directions.
+    # Along the rows only where products of bfloat16 are quick: 46 to 48 dB; else in both ways, in
+    # float32.
     low, high = (45.5, 49) if isa == "avx512_bf16" else (52, 60)
     assert low < _decibels(isa, case) < high
 

@@ -151,9 +151,17 @@ def is_direct(*tensors: Any) -> bool:
             torch.Tensor,
             torch.nn.Parameter,
         )
-    compiling, grad_enabled, modes, function_modes, transform, tracing, forward, plain, parameter = (
-        _state
-    )
+    (
+        compiling,
+        grad_enabled,
+        modes,
+        function_modes,
+        transform,
+        tracing,
+        forward,
+        plain,
+        parameter,
+    ) = _state
     if compiling():  # first of all: a compiler must not trace the rest
         return False
     if (

@@ -230,9 +230,7 @@ def _apply(content: Any, dtype: str, style: Any, packed: PackedConvConcat, impl:
     return y
 
 
-def _usual(
-    content: Any, dtype: str, style: StylePart, packed: PackedConvConcat, impl: str
-) -> Any:
+def _usual(content: Any, dtype: str, style: StylePart, packed: PackedConvConcat, impl: str) -> Any:
     """The call on the CPU with a size that has been checked; None where one must look closely."""
     conv, value = packed.content, style.value
     array = isinstance(content, ndarray)
