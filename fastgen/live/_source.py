@@ -212,9 +212,8 @@ def _open_camera(kind: str, address: str, settings: Settings) -> Any:
 
 
 def _open_stream(name: str, settings: Settings) -> Any:
-    options = {"fflags": "nobuffer"}
-    if name.startswith("rtsp"):
-        options["rtsp_transport"] = "tcp"
+    # What was buffered while the format was found out comes at once, and is dropped but for the last.
+    options = {"rtsp_transport": "tcp"} if name.startswith("rtsp") else {}
     return _open(name, None, options | settings.options, (OPEN_SECONDS, READ_SECONDS))
 
 
