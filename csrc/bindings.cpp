@@ -13,6 +13,7 @@ namespace py = pybind11;
 void bind_color(py::module_& m);        // bindings_color.cpp
 void bind_feature_ops(py::module_& m);  // bindings_ops.cpp
 void bind_conv_ops(py::module_& m);     // bindings_conv.cpp
+void bind_stabilizer(py::module_& m);   // bindings_stabilizer.cpp
 
 using fastgen::ConvSpec;
 using fastgen::Engine;
@@ -351,4 +352,5 @@ PYBIND11_MODULE(_C, m) {
   bind_color(m);
   bind_feature_ops(m);
   bind_conv_ops(m);
+  bind_stabilizer(m);
 }

@@ -42,10 +42,12 @@ def _pair(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) ->
 @click.option("--preserve-color", is_flag=True, help="Keep the colours of the camera.")
 @click.option(
     "--stabilize",
-    type=click.FloatRange(0, 1),
     is_flag=False,
-    flag_value=-1.0,
-    help="Against flicker; a strength in 0..1 may follow.",
+    flag_value="0.7",
+    default="0",
+    type=click.FloatRange(0, 1),
+    metavar="[STRENGTH]",
+    help="Less flicker; 0 is off, 1 the steadiest, 0.7 without a number.",
 )
 @click.option("--target-fps", type=float, help="Paint smaller pictures while this is not held.")
 @click.option("--max-height", type=click.IntRange(2), help="Scale larger frames down to it.")
@@ -73,7 +75,6 @@ def live(
     source: str,
     output: str,
     style: str,
-    stabilize: float | None,
     backend: str,
     precision: str,
     threads: int | None,
@@ -103,7 +104,6 @@ def live(
             source,
             output,
             stylizer,
-            stabilize=_strength_of(stabilize),
             progress=status,
             tell=status.line,
             **options,
@@ -119,13 +119,6 @@ def live(
     if stats.damaged:
         report(f"{source}: {stats.damaged} damaged packets were skipped")
     return 0
-
-
-def _strength_of(stabilize: float | None) -> bool | float:
-    """What the option says: without a value, the usual strength."""
-    if stabilize is None:
-        return False
-    return True if stabilize < 0 else stabilize
 
 
 def _interrupt(*_: object) -> None:

@@ -22,6 +22,7 @@ from fastgen.image import DEFAULT_MAX_PIXELS
 from fastgen.live._scale import Ladder
 from fastgen.live._sink import Closed, Shape, open_sink
 from fastgen.live._source import Settings, Source
+from fastgen.stabilizer import Stabilizer, stabilizer_strength
 from fastgen.stylizer import Stylizer
 from fastgen.video._convert import Converter
 
@@ -137,7 +138,7 @@ def stylize_live(
         style: name, checkpoint, or a ``Stylizer`` to use.
         strength: 0 the source, 1 the painting.
         preserve_color: keep the source's colours and take only lightness from the painting.
-        stabilize: against flicker: True, or a strength in 0..1.
+        stabilize: less flicker, by a :class:`fastgen.Stabilizer`: True, or its strength in 0..1.
         target_fps: make the network's picture smaller, by up to 0.3 of the sides, while this rate
             is not held; the output keeps its size.
         max_height: larger frames are scaled down first.
@@ -196,11 +197,8 @@ def stylize_live(
 def _painter(
     style: Stylizer, stabilize: bool | float, strength: float, preserve_color: bool
 ) -> Callable[[np.ndarray], np.ndarray]:
-    target: Any = style
-    if stabilize is not False and stabilize != 0:
-        from fastgen import Stabilizer  # type: ignore[attr-defined]
-
-        target = Stabilizer(style) if stabilize is True else Stabilizer(style, strength=stabilize)
+    steadiness = stabilizer_strength(stabilize)
+    target: Any = Stabilizer(style, strength=steadiness) if steadiness else style
 
     def paint(image: np.ndarray) -> np.ndarray:
         return target(image, strength=strength, preserve_color=preserve_color)  # type: ignore[no-any-return]
