@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from fastgen.exporters import export_onnx
     from fastgen.generator import Generator, generate
     from fastgen.generators import list_generators, load_generator
+    from fastgen.live import LiveStats, stylize_live
+    from fastgen.stabilizer import Stabilizer
     from fastgen.styles import list_styles, load_style
     from fastgen.stylizer import StreamStats, Stylizer, stylize
     from fastgen.video import stylize_video
@@ -31,6 +33,8 @@ __all__ = [
     "FastgenError",
     "Generator",
     "ImageError",
+    "LiveStats",
+    "Stabilizer",
     "StreamStats",
     "Stylizer",
     "__version__",
@@ -44,6 +48,7 @@ __all__ = [
     "ops",
     "save_checkpoint",
     "stylize",
+    "stylize_live",
     "stylize_video",
     "video",
 ]
@@ -55,6 +60,8 @@ _HOME = {
     "FastgenError": "errors",
     "Generator": "generator",
     "ImageError": "errors",
+    "LiveStats": "live",
+    "Stabilizer": "stabilizer",
     "StreamStats": "stylizer",
     "Stylizer": "stylizer",
     "export_onnx": "exporters",
@@ -67,6 +74,7 @@ _HOME = {
     "ops": "",
     "save_checkpoint": "checkpoint",
     "stylize": "stylizer",
+    "stylize_live": "live",
     "stylize_video": "video",
     "video": "",
 }
