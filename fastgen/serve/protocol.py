@@ -134,7 +134,7 @@ def parse_request(message: bytes, styles: Collection[str], max_pixels: int) -> F
     header, payload = unpack(message, limit=MAX_HEADER)
     if header.get("type") != "frame":
         raise ProtocolError(f"the type is {_short(header.get('type'))}, must be 'frame'")
-    number = header.get("id")
+    number: Any = header.get("id")
     if not _is_int(number) or not 0 <= number < 1 << 53:
         raise ProtocolError(f"the id is {_short(number)}, must be an integer of 0..2^53-1")
     try:
@@ -161,7 +161,8 @@ def _frame(
     for what, value, known in (("format", kind, INPUTS), ("reply", reply, OUTPUTS)):
         if value not in known:
             raise _Wrong(f"the {what} is {_short(value)}, must be one of {', '.join(known)}")
-    width = height = 0
+    width: Any = 0
+    height: Any = 0
     if kind in _CHANNELS:
         width, height = header.get("width"), header.get("height")
         for what, value in (("width", width), ("height", height)):

