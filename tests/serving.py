@@ -10,11 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fastgen.serve import protocol
-from fastgen.serve.server import Server, prepare
-from fastgen.serve.settings import Settings
+import pytest
 
-__all__ = ["Running", "Stream", "process", "running"]
+for _name in ("fastapi", "uvicorn", "websockets", "prometheus_client"):
+    pytest.importorskip(_name, reason="needs the extra [web]")
+httpx = pytest.importorskip("httpx", reason="these tests send their requests with httpx")
+
+from fastgen.serve import protocol  # noqa: E402
+from fastgen.serve.server import Server, prepare  # noqa: E402
+from fastgen.serve.settings import Settings  # noqa: E402
+
+__all__ = ["Running", "Stream", "httpx", "process", "running"]
 
 
 class Running:

@@ -92,7 +92,7 @@ class Stream:
         self._hub = hub
         self._sending = asyncio.Lock()
         self._raw, self._ready = _Place(), _Place()
-        self._in_hand = 0
+        self._unanswered = 0
         self._stabilizer: tuple[tuple[Any, ...], Any] | None = None
 
     async def run(self) -> None:
@@ -143,10 +143,9 @@ class Stream:
             if failed is not None:
                 failed.result()
                 return
-            # The server stops: no new frame is taken, the one in hand gets its answer.
+            # The server stops: no new frame is read, those that were get their answers.
             tasks[0].cancel()
-            tasks[1].cancel()
-            while self._in_hand and not tasks[2].done():
+            while self._unanswered and not any(t.done() for t in tasks[1:]):
                 await asyncio.sleep(0.005)
             await self._end(1001, "the server stops")
         finally:
@@ -173,6 +172,7 @@ class Stream:
             if not bucket.take():
                 await asyncio.sleep(bucket.seconds)  # read later: the socket slows the client down
                 bucket.take()
+            self._unanswered += 1
             try:
                 request = parse_request(data, self._hub.studio.styles, s.max_frame_pixels)
             except ProtocolError as error:
@@ -209,14 +209,12 @@ class Stream:
         try:
             while True:
                 await self._ready.wait()
-                self._in_hand += 1
                 asked = time.perf_counter()
                 frame, painted, turn = await hub.turns.run(self, self._choose)
                 hub.metrics.seconds.labels("wait").observe(turn - asked)
                 if answer is not None:
                     await answer  # results keep their order
                 answer = asyncio.create_task(self._answer(frame, painted, turn - asked))
-                answer.add_done_callback(self._answered)
         finally:
             if answer is not None:
                 answer.cancel()
@@ -274,11 +272,6 @@ class Stream:
         hub.metrics.seconds.labels("send").observe(time.perf_counter() - start)
         hub.metrics.frames.labels(request.style).inc()
 
-    def _answered(self, task: asyncio.Task[None]) -> None:
-        self._in_hand -= 1
-        if not task.cancelled():
-            task.exception()  # raised where the next frame awaits it
-
     async def _pass(self, place: _Place, frame: _Frame) -> None:
         old = place.put(frame)
         if old is not None:
@@ -289,6 +282,7 @@ class Stream:
         try:
             async with asyncio.timeout(_SEND_SECONDS), self._sending:
                 await self._socket.send_bytes(pack(header, payload))
+            self._unanswered -= "id" in header
         except TimeoutError:
             raise _Refused(1008, f"nothing was taken for {_SEND_SECONDS:g} seconds") from None
         except RuntimeError as error:  # starlette: the socket was closed meanwhile
