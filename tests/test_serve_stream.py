@@ -157,7 +157,7 @@ def test_clients_share_fairly(stylizer: fastgen.Stylizer) -> None:
     ready = threading.Barrier(clients)
 
     def work(index: int, host: str) -> None:
-        frame = picture(640, 480, seed=index)
+        frame = picture(320, 240, seed=index)
         expected = stylizer(frame)
         ahead = 1 + index % 2
         try:

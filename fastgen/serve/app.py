@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response, WebSocket
+from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
@@ -140,6 +141,10 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 def _add_rest(app: FastAPI, hub: Hub) -> None:
     settings = hub.settings
+    # Annotations are strings here and cannot name what only this function knows.
+    names: dict[str, Any] = {"enum": list(hub.studio.styles)}
+    named = PathParameter(description="A name of GET /styles", json_schema_extra=names)
+    which = Query(hub.studio.first, description="A name of GET /styles", json_schema_extra=names)
 
     @app.get("/healthz", response_model=Health, responses={503: {"model": Health}, **_GUARDED})
     async def healthz() -> Response:
@@ -181,7 +186,7 @@ def _add_rest(app: FastAPI, hub: Hub) -> None:
         response_class=Response,
         responses={200: {"content": {"image/jpeg": {}}}, **_GUARDED, **_problems(404, 422)},
     )
-    async def thumbnail(name: str) -> Response:
+    async def thumbnail(name: str = named) -> Response:
         """The example photo in a style."""
         if name not in hub.studio.styles:
             raise HTTPException(404, f"no style {name[:60]!r}; GET /styles lists the names")
@@ -212,7 +217,7 @@ def _add_rest(app: FastAPI, hub: Hub) -> None:
     )
     async def stylize(
         request: Request,
-        style: Annotated[str, Query(description="A name of GET /styles")] = hub.studio.first,
+        style: str = which,
         strength: Annotated[float, Query(ge=0, le=1, allow_inf_nan=False)] = 1.0,
         preserve_color: bool = False,
         format: Annotated[
