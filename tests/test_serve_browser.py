@@ -18,7 +18,7 @@ from serving import Running, running
 import fastgen
 
 pytest.importorskip("playwright", reason="drives a browser with playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 if CHROMIUM is None:
     pytest.skip("needs Chromium (Debian, Ubuntu: apt install chromium)", allow_module_level=True)
 
@@ -126,6 +126,7 @@ def settled(tab: Tab, wanted: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_the_camera_is_painted(tab: Tab, tmp_path: Path) -> None:
+    tab.page.select_option("#transfer", "raw")  # so that every bit can be compared
     tab.page.click("#camera")
     tab.live()
     stylizer = fastgen.Stylizer(STYLE)

@@ -9,17 +9,15 @@ const $ = (id) => document.getElementById(id);
 const video = $("video");
 const wire = new Wire();
 const recorder = new Recorder();
-const LOCAL = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
 
 function settings() {
-  const transfer = $("transfer").value;
   return {
     style: document.querySelector("#styles input:checked")?.value,
     strength: Number($("strength").value) / 100,
     preserve_color: $("color").checked,
     stabilize: $("stabilize-row").hidden ? 0 : Number($("stabilize").value) / 100,
     side: Number($("side").value),
-    transfer: transfer === "auto" ? (LOCAL ? "raw" : "jpeg") : transfer,
+    transfer: $("transfer").value,
   };
 }
 
