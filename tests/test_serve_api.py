@@ -168,6 +168,9 @@ def test_bad_photos(web: httpx.Client) -> None:
     assert detail == "photo: 50000x50000 is 2,500,000,000 pixels, the limit is 300,000"
     assert problem(post(bytes(400_001)), 413) == "a body of 400,001 bytes, the limit is 400,000"
 
+    scans = coded(photo(), "JPEG") + b"\xff\xda" * 200
+    assert "photo: a JPEG of 201 scans, the limit is 100" in problem(post(scans), 415)
+
     def endless() -> Iterator[bytes]:
         for _ in range(50):
             yield bytes(20_000)
@@ -355,7 +358,7 @@ def test_https(tmp_path: Path) -> None:
     from fastgen.serve import Settings
     from fastgen.serve.server import prepare
 
-    with pytest.raises(ValueError, match="no usable certificate and key"):
+    with pytest.raises(ValueError, match="no certificate in PEM format, or not with this key"):
         prepare(Settings(), "127.0.0.1", 0, key, cert)
     with pytest.raises(FileNotFoundError):
         prepare(Settings(), "127.0.0.1", 0, tmp_path / "gone.pem")

@@ -279,7 +279,7 @@ async def _photo(
             504, f"the photo was not done within {hub.settings.timeout:g} seconds"
         ) from None
     except ImageError as error:
-        large = "the limit is" in str(error)
+        large = "pixels, the limit is" in str(error)
         raise HTTPException(413 if large else 415, _own_words(str(error))) from None
     except FastgenError as error:
         raise HTTPException(503, str(error)) from None

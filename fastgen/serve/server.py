@@ -196,8 +196,9 @@ def prepare(
     )
     try:
         config.load()
-    except ssl.SSLError as error:
-        raise ValueError(f"{ssl_certfile}: no usable certificate and key: {error.reason}") from None
+    except ssl.SSLError:
+        text = "no certificate in PEM format, or not with this key"
+        raise ValueError(f"{ssl_certfile}: {text}") from None
     return Server(config, hub, started), _listen(host, port)
 
 

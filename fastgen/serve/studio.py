@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastgen import image as image_module
+from fastgen.errors import ImageError
 from fastgen.serve.settings import Settings
 from fastgen.styles import list_styles, load_style, style_card, style_path
 from fastgen.stylizer import Stylizer
@@ -23,6 +24,7 @@ PAGE = Path(__file__).parent / "page"
 # What browsers send; the other decoders (TIFF above all) stay closed to strangers.
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP")
 _THUMBNAIL = (192, 128)
+_SCANS = 100  # of a JPEG; encoders write about ten
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,14 @@ def decode(data: bytes | memoryview, max_pixels: int, name: str) -> image_module
     """Pixels of a JPEG, PNG or WebP file that a stranger sent.
 
     Raises:
-        ImageError: another format, damaged, or too large.
+        ImageError: another format, damaged, too large, or made to take long.
     """
+    if bytes(data[:2]) == b"\xff\xd8":
+        # Each scan of a progressive JPEG is a pass over all pixels, and one may cost a few bytes.
+        # Inside a scan's data the marker cannot occur.
+        scans = bytes(data).count(b"\xff\xda")
+        if scans > _SCANS:
+            raise ImageError(f"{name}: a JPEG of {scans} scans, the limit is {_SCANS}")
     image = image_module.decode_bytes(data, max_pixels=max_pixels, formats=PHOTO_FORMATS, name=name)
     return image_module.pixels_of(image)
 
