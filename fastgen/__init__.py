@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastgen.exporters import export_onnx
     from fastgen.generator import Generator, generate
     from fastgen.generators import list_generators, load_generator
+    from fastgen.stabilizer import Stabilizer
     from fastgen.styles import list_styles, load_style
     from fastgen.stylizer import StreamStats, Stylizer, stylize
     from fastgen.video import stylize_video
@@ -31,6 +32,7 @@ __all__ = [
     "FastgenError",
     "Generator",
     "ImageError",
+    "Stabilizer",
     "StreamStats",
     "Stylizer",
     "__version__",
@@ -55,6 +57,7 @@ _HOME = {
     "FastgenError": "errors",
     "Generator": "generator",
     "ImageError": "errors",
+    "Stabilizer": "stabilizer",
     "StreamStats": "stylizer",
     "Stylizer": "stylizer",
     "export_onnx": "exporters",

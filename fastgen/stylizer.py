@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -210,6 +210,7 @@ class Stylizer:
         bgr: bool = False,
         policy: str = "all",
         stats: StreamStats | None = None,
+        stabilize: bool | float = False,
     ) -> Iterator[Any]:
         """Stylises frames one by one, in order, when the result is asked for.
 
@@ -225,28 +226,44 @@ class Stylizer:
             bgr: as for :func:`stylize`.
             policy: ``"all"`` or ``"latest"``.
             stats: is told of every frame: how many, how many were dropped, their latency.
+            stabilize: paint the frames, which must be uint8 arrays (H,W,3) then, as a
+                :class:`fastgen.Stabilizer` does: True, or its strength in 0..1.
 
         Returns:
             A generator with one result per frame.
 
         Raises:
             TypeError: ``frames`` is one image, or nothing that can be iterated over.
-            ValueError: an unknown policy.
+            ValueError: an unknown policy, a wrong strength.
         """
         _check_options(strength, preserve_color, bgr)
         if policy not in ("all", "latest"):
             raise ValueError(f"policy is {policy!r}, must be 'all' or 'latest'")
         stats = StreamStats() if stats is None else stats
         options = {"strength": strength, "preserve_color": preserve_color, "bgr": bgr}
-        return self._stream(_frames(frames), options, policy == "latest", stats)
+        return self._stream(
+            _frames(frames), self._painter(stabilize), options, policy == "latest", stats
+        )
+
+    def _painter(self, stabilize: object) -> Callable[..., Any]:
+        """What paints the next frame of a video."""
+        from fastgen.stabilizer import Stabilizer, stabilizer_strength
+
+        strength = stabilizer_strength(stabilize)
+        return Stabilizer(self, strength=strength) if strength else self
 
     def _stream(
-        self, frames: Iterator[Any], options: dict[str, Any], latest: bool, stats: StreamStats
+        self,
+        frames: Iterator[Any],
+        paint: Callable[..., Any],
+        options: dict[str, Any],
+        latest: bool,
+        stats: StreamStats,
     ) -> Iterator[Any]:
         timed = newest(frames, stats) if latest else ((f, time.perf_counter()) for f in frames)
         try:
             for frame, arrived in timed:
-                result = self(frame, **options)
+                result = paint(frame, **options)
                 stats.add(arrived)
                 yield result
         finally:
