@@ -127,6 +127,7 @@ def settled(tab: Tab, wanted: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_camera_is_painted(tab: Tab, tmp_path: Path) -> None:
     tab.page.select_option("#transfer", "raw")  # so that every bit can be compared
+    tab.slide("stabilize", 0)
     tab.page.click("#camera")
     tab.live()
     stylizer = fastgen.Stylizer(STYLE)

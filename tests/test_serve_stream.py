@@ -111,6 +111,26 @@ def test_layouts(server: Running, stylizer: fastgen.Stylizer) -> None:
         assert np.abs(back - expected).mean() < 8
 
 
+def test_a_stream_is_stabilized_on_its_own(stylizer: fastgen.Stylizer) -> None:
+    pytest.importorskip("fastgen._C", reason="the stabilizer is compiled")
+    noise = np.random.default_rng(3).integers(-12, 13, (6, 96, 128, 3))
+    frames = np.clip(picture(128, 96, 4) + noise, 0, 255).astype(np.uint8)
+    steady, other = fastgen.Stabilizer(stylizer, strength=0.7), frames[::-1]
+    with running() as server, Stream(server.host) as one, Stream(server.host) as two:
+        different = 0
+        for number, frame in enumerate(frames):
+            cut = number == 4
+            if cut:
+                steady.reset()
+            one.send(frame, id=number, **raw(frame, stabilize=0.7, cut=cut))
+            two.send(other[number], id=number, **raw(frame))
+            found = image(*one.answer())
+            np.testing.assert_array_equal(found, steady(frame))
+            np.testing.assert_array_equal(image(*two.answer()), stylizer(other[number]))
+            different += bool((found != stylizer(frame)).any())
+        assert different == 4  # all but the first of each scene
+
+
 # ---------------------------------------------------------------------------- pace
 
 

@@ -174,7 +174,7 @@ def _add_rest(app: FastAPI, hub: Hub) -> None:
             styles=rows,
             backend=info.backend,
             precision=info.precision,
-            stabilize=False,
+            stabilize=hub.studio.stabilizes,
             max_pixels=settings.max_pixels,
             max_body=settings.max_body,
             max_frame_pixels=settings.max_frame_pixels,

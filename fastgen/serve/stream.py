@@ -28,6 +28,7 @@ from fastgen.serve.protocol import (
     parse_request,
 )
 from fastgen.serve.studio import Painted, decode, encode_jpeg
+from fastgen.stabilizer import Stabilizer
 
 __all__ = ["Stream"]
 
@@ -41,6 +42,7 @@ class _Frame:
 
     request: FrameRequest
     arrived: float
+    cut: bool
     pixels: np.ndarray | None = None
     decode: float = 0.0
 
@@ -93,7 +95,7 @@ class Stream:
         self._sending = asyncio.Lock()
         self._raw, self._ready = _Place(), _Place()
         self._unanswered = 0
-        self._stabilizer: tuple[tuple[Any, ...], Any] | None = None
+        self._stabilizer: tuple[str, Stabilizer] | None = None  # the style's name, and it
 
     async def run(self) -> None:
         """Accepts the socket and works until the client leaves or the server stops."""
@@ -180,7 +182,7 @@ class Stream:
             except RequestError as error:
                 await self._send({"type": "error", "id": error.id, "message": str(error)})
                 continue
-            await self._pass(self._raw, _Frame(request, time.perf_counter()))
+            await self._pass(self._raw, _Frame(request, time.perf_counter(), request.cut))
 
     async def _decode(self) -> None:
         while True:
@@ -230,13 +232,31 @@ class Stream:
                 raise RuntimeError("a frame without pixels reached the engine")
             try:
                 painted: Painted | FastgenError = self._hub.studio.paint(
-                    request.style, frame.pixels, request.strength, request.preserve_color
+                    request.style,
+                    frame.pixels,
+                    request.strength,
+                    request.preserve_color,
+                    self._steady(request, frame.cut),
                 )
             except FastgenError as error:
                 painted = error
             return frame, painted, turn
 
         return work
+
+    def _steady(self, request: FrameRequest, cut: bool) -> Stabilizer | None:
+        """This stream's stabilizer with the frame before in it; in the engine's thread."""
+        if request.stabilize == 0:
+            self._stabilizer = None
+            return None
+        if self._stabilizer is None or self._stabilizer[0] != request.style:
+            found = Stabilizer(self._hub.studio.stylizer(request.style))
+            self._stabilizer = request.style, found
+        stabilizer = self._stabilizer[1]
+        stabilizer.strength = request.stabilize
+        if cut:
+            stabilizer.reset()
+        return stabilizer
 
     # ------------------------------------------------------------------------ answers
 
@@ -275,6 +295,7 @@ class Stream:
     async def _pass(self, place: _Place, frame: _Frame) -> None:
         old = place.put(frame)
         if old is not None:
+            frame.cut |= old.cut
             self._hub.metrics.dropped.inc()
             await self._send({"type": "dropped", "id": old.request.id})
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from fastgen import image as image_module
-from fastgen.errors import ImageError
+from fastgen.errors import BackendUnavailable, ImageError
 from fastgen.serve.settings import Settings
+from fastgen.stabilizer import Stabilizer
 from fastgen.styles import list_styles, load_style, style_card, style_path
 from fastgen.stylizer import Stylizer
 
@@ -60,6 +61,10 @@ class Studio:
     Args:
         settings: which styles, on what backend.
 
+    Attributes:
+        styles: what is served, by name.
+        stabilizes: whether streams can be stabilized here.
+
     Raises:
         ValueError: no such style, or two of one name.
         OSError: a checkpoint that cannot be read.
@@ -80,7 +85,12 @@ class Studio:
         self._loaded: dict[str, Stylizer] = {}
         self._lock = threading.Lock()
         # A backend that cannot run here is an error now, not at the first frame.
-        self.stylizer(next(iter(self.styles)))
+        first = self.stylizer(next(iter(self.styles)))
+        try:
+            Stabilizer(first)
+            self.stabilizes = True
+        except BackendUnavailable:
+            self.stabilizes = False  # without the compiled extension
 
     @property
     def first(self) -> str:
@@ -104,12 +114,25 @@ class Studio:
         return found
 
     def paint(
-        self, name: str, pixels: np.ndarray, strength: float, preserve_color: bool
+        self,
+        name: str,
+        pixels: np.ndarray,
+        strength: float,
+        preserve_color: bool,
+        stabilizer: Stabilizer | None = None,
     ) -> Painted:
-        """Paints (H,W,3) uint8."""
-        stylizer = self.stylizer(name)
+        """Paints (H,W,3) uint8.
+
+        Args:
+            name: a key of ``styles``.
+            pixels: the photo or frame.
+            strength: as for ``stylize``.
+            preserve_color: as for ``stylize``.
+            stabilizer: of this style and the stream that the frame belongs to.
+        """
+        painter = stabilizer or self.stylizer(name)
         start = time.perf_counter()
-        result = stylizer(pixels, strength=strength, preserve_color=preserve_color)
+        result = painter(pixels, strength=strength, preserve_color=preserve_color)
         return Painted(result, time.perf_counter() - start)
 
     def thumbnail(self, name: str) -> bytes:
