@@ -260,7 +260,7 @@ NAMELESS = """() => [...document.querySelectorAll('input, button, select, a, can
 
 
 def test_keyboard_names_and_layouts(browser: Browser, server: Running, tmp_path: Path) -> None:
-    for scheme, width, height in [("light", 1280, 860), ("dark", 1280, 860), ("dark", 360, 740)]:
+    for scheme, width, height in [("light", 1280, 860), ("dark", 360, 740)]:
         tab = Tab(browser, server, color_scheme=scheme, viewport={"width": width, "height": height})
         page = tab.page
         page.click("#example")

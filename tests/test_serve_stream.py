@@ -354,7 +354,7 @@ def test_sigterm_finishes_what_is_in_hand() -> None:
     with process("--style", "great_wave") as (child, url):
         host = url.removeprefix("http://")
         frame = picture(64, 48)
-        large = coded(Image.new("RGB", (2000, 1500), (90, 120, 200)))
+        large = coded(Image.new("RGB", (1600, 1200), (90, 120, 200)))
         responses: list[httpx.Response] = []
 
         def post() -> None:

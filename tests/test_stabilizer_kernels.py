@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from stabilizer_reference import Reference
+from stabilizer_reference import Reference, half
 
 _C = pytest.importorskip("fastgen._C")
 
