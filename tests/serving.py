@@ -29,11 +29,13 @@ class Running:
     Attributes:
         host: ``127.0.0.1:PORT``.
         server: the object, for its counters.
+        thread: in which it runs.
     """
 
-    def __init__(self, host: str, server: Server) -> None:
+    def __init__(self, host: str, server: Server, thread: threading.Thread) -> None:
         self.host = host
         self.server = server
+        self.thread = thread
         self.url = f"http://{host}"
 
     @property
@@ -53,7 +55,7 @@ def running(**settings: Any) -> Iterator[Running]:
     thread.start()
     try:
         assert started.wait(20), "the server did not start"
-        yield Running(f"127.0.0.1:{listening.getsockname()[1]}", server)
+        yield Running(f"127.0.0.1:{listening.getsockname()[1]}", server, thread)
     finally:
         server.handle_exit(15, None)
         thread.join(20)
@@ -90,7 +92,8 @@ class Stream:
         from websockets.sync.client import connect
 
         options.setdefault("max_size", None)
-        self._context = connect(f"ws://{host}/ws", compression=None, proxy=None, **options)
+        scheme = "wss" if "ssl" in options else "ws"
+        self._context = connect(f"{scheme}://{host}/ws", compression=None, proxy=None, **options)
         self.socket = self._context.__enter__()
         try:
             self.hello = self.answer()[0]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from serving import Running, httpx, process, running
+from serving import Running, Stream, httpx, process, running
 
 import fastgen
 
@@ -353,6 +353,8 @@ def test_https(tmp_path: Path) -> None:
     with process(*options) as (child, url):
         assert url.startswith("https://")
         assert httpx.get(f"{url}/healthz", verify=trust, trust_env=False).status_code == 200
+        with Stream(url.removeprefix("https://"), ssl=trust) as stream:
+            assert stream.hello["type"] == "hello"
         child.terminate()
         assert child.wait(15) == 0
     from fastgen.serve import Settings

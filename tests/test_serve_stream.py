@@ -315,6 +315,44 @@ def test_a_client_that_leaves_in_the_middle(server: Running) -> None:
     assert server.hub.turns.waiting == 0
 
 
+def by_hand(server: Running) -> socket.socket:
+    """A WebSocket that reads nothing unless it is told to."""
+    name, _, port = server.host.partition(":")
+    plain = socket.create_connection((name, int(port)), 20)
+    plain.sendall(
+        f"GET /ws HTTP/1.1\r\nHost: {server.host}\r\nUpgrade: websocket\r\n"
+        "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
+    )
+    assert plain.recv(12) == b"HTTP/1.1 101"
+    return plain
+
+
+def test_a_client_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answers do not pile up: the stream ends when one cannot be sent."""
+    from fastgen.serve import stream as module
+
+    monkeypatch.setattr(module, "_SEND_SECONDS", 0.4)
+    frame = picture(800, 600)
+    with running(max_clients=1) as server, by_hand(server) as plain:
+        plain.settimeout(0.2)
+        assert eventually(lambda: server.hub.streams == 1)
+        number = 0
+        end = time.monotonic() + 20
+        while server.hub.streams and time.monotonic() < end:
+            header = {"type": "frame", "id": number, "style": STYLE, **raw(frame)}
+            message = protocol.pack(header, frame)
+            head = b"\x82\xff" + struct.pack(">Q", len(message)) + bytes(4)  # a mask of zeros
+            number += 1
+            try:
+                plain.sendall(head + message)
+            except OSError:  # cut off, or the server reads no more from it either
+                break
+        assert eventually(lambda: server.hub.streams == 0)
+        with Stream(server.host) as other:
+            assert other.hello["type"] == "hello"
+
+
 def test_foreign_pages_may_not_open_a_stream(server: Running) -> None:
     from websockets.exceptions import InvalidStatus
 
@@ -348,6 +386,22 @@ def test_a_stream_needs_the_token() -> None:
 
 
 # ---------------------------------------------------------------------------- the end
+
+
+def test_who_says_nothing_does_not_hold_up_the_end() -> None:
+    with running(grace=0.2) as server, Stream(server.host) as idle:
+        name, _, port = server.host.partition(":")
+        half = socket.create_connection((name, int(port)), 20)
+        half.sendall(b"POST /stylize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nabc")
+        silent = socket.create_connection((name, int(port)), 20)
+        assert eventually(lambda: server.hub.photos == 1)
+        begin = time.monotonic()
+        server.server.handle_exit(signal.SIGTERM, None)
+        assert closed(idle) == 1001
+        assert eventually(lambda: not server.thread.is_alive(), 15)
+        assert time.monotonic() - begin < 15
+        half.close()
+        silent.close()
 
 
 def test_sigterm_finishes_what_is_in_hand() -> None:
