@@ -211,6 +211,9 @@ def test_a_video_is_painted_and_recorded(tab: Tab, tmp_path: Path) -> None:
         frames = list(found.decode(video=0))
         assert frames[0].width, frames[0].height == (WIDTH, HEIGHT)
         assert len(frames) > 1
+    with av.open(str(download.value.path())) as found:
+        heard = [np.abs(f.to_ndarray().astype(np.float32)).max() for f in found.decode(audio=0)]
+        assert max(heard) > 0.1  # floats: as loud as it was, not silence
 
 
 def test_errors_are_shown(tab: Tab, server: Running, tmp_path: Path) -> None:
