@@ -54,11 +54,11 @@ def running(**settings: Any) -> Iterator[Running]:
     thread = threading.Thread(target=lambda: server.run(sockets=[listening]), daemon=True)
     thread.start()
     try:
-        assert started.wait(20), "the server did not start"
+        assert started.wait(60), "the server did not start"
         yield Running(f"127.0.0.1:{listening.getsockname()[1]}", server, thread)
     finally:
         server.handle_exit(15, None)
-        thread.join(20)
+        thread.join(60)
         listening.close()
     assert not thread.is_alive(), "the server did not stop"
 
@@ -92,6 +92,7 @@ class Stream:
         from websockets.sync.client import connect
 
         options.setdefault("max_size", None)
+        options.setdefault("open_timeout", 60)
         scheme = "wss" if "ssl" in options else "ws"
         self._context = connect(f"{scheme}://{host}/ws", compression=None, proxy=None, **options)
         self.socket = self._context.__enter__()
@@ -115,7 +116,7 @@ class Stream:
         header = {"type": "frame", "style": "starry_night.small", **header}
         self.socket.send(protocol.pack(header, payload))
 
-    def answer(self, timeout: float = 20) -> tuple[dict[str, Any], memoryview]:
+    def answer(self, timeout: float = 60) -> tuple[dict[str, Any], memoryview]:
         """The next message."""
         message = self.socket.recv(timeout)
         assert isinstance(message, bytes)

@@ -82,7 +82,7 @@ class Tab:
         options.setdefault("permissions", ["camera"])
         self.context = browser.new_context(**options)
         self.page: Page = self.context.new_page()
-        self.page.set_default_timeout(30_000)
+        self.page.set_default_timeout(60_000)
         self.said: list[str] = []
         self.page.on("console", lambda m: self.said.append(f"{m.type}: {m.text}"))
         self.page.on("pageerror", lambda e: self.said.append(f"error: {e}"))
@@ -229,6 +229,7 @@ def test_errors_are_shown(tab: Tab, server: Running, tmp_path: Path) -> None:
     # What the server says comes to the eye: a photo that waits behind too many.
     server.hub.photos += 100
     try:
+        tab.page.click("#alert-close")
         tab.page.click("#example")
         assert "photos are waiting already" in tab.complaint()
     finally:

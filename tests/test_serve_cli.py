@@ -47,10 +47,10 @@ def test_a_checkpoint_of_ones_own_is_served_by_its_name(tmp_path: Path) -> None:
 
     mine = save_tiny(tmp_path)
     with process("--style", str(mine), "--style", "great_wave.small") as (child, url):
-        styles = httpx.get(f"{url}/styles", trust_env=False).json()["styles"]
+        styles = httpx.get(f"{url}/styles", trust_env=False, timeout=60).json()["styles"]
         assert [s["name"] for s in styles] == [mine.stem, "great_wave.small"]
-        thumbnail = httpx.get(url + styles[0]["thumbnail"], trust_env=False, timeout=30)
+        thumbnail = httpx.get(url + styles[0]["thumbnail"], trust_env=False, timeout=60)
         assert thumbnail.headers["content-type"] == "image/jpeg"
         assert str(tmp_path) not in str(styles)  # no path of this machine is told
         child.terminate()
-        assert child.wait(15) == 0
+        assert child.wait(60) == 0
