@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastgen import backends
-from fastgen._convert import to_batch
+from fastgen._convert import to_batch, to_device_batch
 from fastgen._stream import StreamStats, newest
 from fastgen.backends._bands import BandInfo, check_bands
 from fastgen.checkpoint import Checkpoint
@@ -81,8 +81,8 @@ class Stylizer:
     Args:
         style: name of a shipped style (``fastgen.list_styles()``), path of a ``.safetensors``
             checkpoint, or a ``Checkpoint``.
-        backend: ``"auto"`` (the fastest that can run here), ``"tensorrt"``, ``"cpu"`` or
-            ``"torch"``.
+        backend: ``"auto"`` (the fastest that can run here), ``"tensorrt"``, ``"cuda"``, ``"cpu"``
+            or ``"torch"``.
         precision: ``"auto"`` (the fastest here that is not visibly different from fp32) or one
             that the backend has.
         threads: CPU threads; None takes the backend's choice.
@@ -168,13 +168,20 @@ class Stylizer:
     ) -> Any:
         """Stylises one image or one batch; arguments and result as for :func:`stylize`."""
         _check_options(strength, preserve_color, bgr)
-        pixels, restore = to_batch(image, bgr=bool(bgr), max_pixels=max_pixels)
-        if strength == 0:
-            return restore(pixels.copy())
         (input_range, output_range) = self._ranges
         io = backends.ImageIO(
             input_range, output_range, float(strength), bool(preserve_color), bool(bgr)
         )
+        run_planar = getattr(self._runner, "run_planar", None)
+        if run_planar is not None:  # of the cuda backend: its tensors need not leave the GPU
+            direct = to_device_batch(image, self._runner.device_index)
+            if direct is not None:
+                planes, reshape = direct
+                with self._lock:
+                    return reshape(run_planar(planes, io))
+        pixels, restore = to_batch(image, bgr=bool(bgr), max_pixels=max_pixels)
+        if strength == 0:
+            return restore(pixels.copy())
         with self._lock:
             result = self._runner.run(pixels, io, **self._bands)
         return restore(result)
@@ -304,7 +311,7 @@ def stylize(
         style: name of a shipped style, path of a ``.safetensors`` checkpoint, or a ``Checkpoint``.
         strength: 0 gives the photo, 1 the painting, in between a mix.
         preserve_color: keep the photo's colours (chroma) and take only lightness from the painting.
-        backend: ``"auto"``, ``"tensorrt"``, ``"cpu"`` or ``"torch"``.
+        backend: ``"auto"``, ``"tensorrt"``, ``"cuda"``, ``"cpu"`` or ``"torch"``.
         precision: ``"auto"`` or a precision that the backend has.
         bgr: array and tensor channels are in OpenCV's order.
         max_pixels: largest width*height of a file; 100 megapixels unless raised.
