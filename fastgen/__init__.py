@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastgen.exporters import export_onnx
     from fastgen.generator import Generator, generate
     from fastgen.generators import list_generators, load_generator
+    from fastgen.live import LiveStats, stylize_live
     from fastgen.stabilizer import Stabilizer
     from fastgen.styles import list_styles, load_style
     from fastgen.stylizer import StreamStats, Stylizer, stylize
@@ -32,6 +33,7 @@ __all__ = [
     "FastgenError",
     "Generator",
     "ImageError",
+    "LiveStats",
     "Stabilizer",
     "StreamStats",
     "Stylizer",
@@ -46,6 +48,7 @@ __all__ = [
     "ops",
     "save_checkpoint",
     "stylize",
+    "stylize_live",
     "stylize_video",
     "video",
 ]
@@ -57,6 +60,7 @@ _HOME = {
     "FastgenError": "errors",
     "Generator": "generator",
     "ImageError": "errors",
+    "LiveStats": "live",
     "Stabilizer": "stabilizer",
     "StreamStats": "stylizer",
     "Stylizer": "stylizer",
@@ -70,6 +74,7 @@ _HOME = {
     "ops": "",
     "save_checkpoint": "checkpoint",
     "stylize": "stylizer",
+    "stylize_live": "live",
     "stylize_video": "video",
     "video": "",
 }
