@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastgen import ops, video
+    from fastgen._masks import Mask
     from fastgen.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from fastgen.errors import BackendUnavailable, CheckpointError, FastgenError, ImageError
     from fastgen.exporters import export_onnx
@@ -31,6 +32,7 @@ __all__ = [
     "FastgenError",
     "Generator",
     "ImageError",
+    "Mask",
     "StreamStats",
     "Stylizer",
     "__version__",
@@ -55,6 +57,7 @@ _HOME = {
     "FastgenError": "errors",
     "Generator": "generator",
     "ImageError": "errors",
+    "Mask": "_masks",
     "StreamStats": "stylizer",
     "Stylizer": "stylizer",
     "export_onnx": "exporters",
