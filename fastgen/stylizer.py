@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgen import backends
-from fastgen._convert import to_batch
+from fastgen._convert import (
+    check_color,
+    check_names,
+    check_options,
+    check_strength,
+    to_batch,
+)
 from fastgen._stream import StreamStats, check_frames, paint_all
 from fastgen.backends._bands import BandInfo, check_bands
 from fastgen.checkpoint import Checkpoint
@@ -131,7 +137,7 @@ class Stylizer:
         band_rows: int | str | None = "auto",
         recompute: str = "auto",
     ) -> None:
-        _check_names(backend, precision)
+        check_names(backend, precision)
         check_bands(band_rows, recompute)
         if threads is not None:
             known = isinstance(threads, int | np.integer) and not isinstance(threads, bool)
@@ -201,26 +207,48 @@ class Stylizer:
             image: see :func:`stylize`, as for the others but
             blend: other weights than those that the blend was made with.
         """
-        _check_options(strength, preserve_color, bgr)
-        keep = float(preserve_color)
-        controls = self._controls(
-            mask,
-            feather,
-            blend,
-            strength=float(strength),
-            keep=keep,
-            bgr=bool(bgr),
-            stroke_size=stroke_size,
-            max_pixels=max_pixels,
+        controls = self.check_controls(
+            strength, preserve_color, stroke_size, mask, feather, blend, bgr, max_pixels
         )
         pixels, restore = to_batch(image, bgr=bool(bgr), max_pixels=max_pixels)
         if strength == 0:
             return restore(pixels.copy())
         if controls is None:
-            return restore(self._paint_batch(pixels, strength, keep == 1, bgr))
+            return restore(self._paint_batch(pixels, strength, preserve_color == 1, bgr))
         from fastgen._controls import paint
 
         return restore(paint(self._parts, pixels, controls))
+
+    def check_controls(
+        self,
+        strength: float = 1.0,
+        preserve_color: bool | float = False,
+        stroke_size: float | None = None,
+        mask: Any = None,
+        feather: float = 0,
+        blend: Mapping[Any, float] | None = None,
+        bgr: bool = False,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> Controls | None:
+        """Checks the arguments of a call, as for :func:`stylize`.
+
+        Returns:
+            None for one plain run of the network.
+
+        Raises:
+            TypeError, ValueError: what is wrong or does not fit this style.
+        """
+        check_options(strength, preserve_color, bgr)
+        return self._controls(
+            mask,
+            feather,
+            blend,
+            strength=float(strength),
+            keep=float(preserve_color),
+            bgr=bool(bgr),
+            stroke_size=stroke_size,
+            max_pixels=max_pixels,
+        )
 
     def _paint_batch(
         self, pixels: np.ndarray, strength: float, preserve_color: bool, bgr: bool
@@ -240,7 +268,7 @@ class Stylizer:
                 self._runner.release()
 
     def _controls(self, mask: Any, feather: float, blend: Any, **rest: Any) -> Controls | None:
-        """The options of a call, checked; None for one plain run."""
+        """What depends on whether this is one style or several."""
         for what, value in (("mask", mask), ("blend", blend), ("feather", feather or None)):
             if value is not None:
                 raise ValueError(
@@ -268,7 +296,7 @@ class Stylizer:
         if stroke_size is not None:
             from fastgen._controls import network_size
 
-            width, height = network_size(width, height, stroke_size, width * height)
+            width, height = network_size(width, height, stroke_size, 1 << 62)
         return self._runner.band_info((1, height, width, 3), **self._bands)  # type: ignore[no-any-return]
 
     def warmup(self, width: int, height: int) -> None:
@@ -318,7 +346,7 @@ class Stylizer:
                 argument.
             ValueError: an unknown policy.
         """
-        _check_options(strength, preserve_color, bgr)
+        check_options(strength, preserve_color, bgr)
         if policy not in ("all", "latest"):
             raise ValueError(f"policy is {policy!r}, must be 'all' or 'latest'")
         if unknown := sorted(set(controls) - {"stroke_size", "mask", "feather", "blend"}):
@@ -393,8 +421,8 @@ def stylize(
     Source: Johnson, Alahi, Fei-Fei, "Perceptual Losses for Real-Time Style Transfer and
     Super-Resolution", ECCV 2016.
     """
-    _check_options(strength, preserve_color, bgr)
-    _check_names(backend, precision)
+    check_options(strength, preserve_color, bgr)
+    check_names(backend, precision)
     stylizer = _cached(style, backend, precision)
     return stylizer(
         image,
@@ -430,45 +458,3 @@ def _cached(style: Style, backend: str, precision: str) -> Stylizer:
         while len(_cache) > _CACHE_SIZE:
             _cache.popitem(last=False)
     return stylizer
-
-
-def check_strength(strength: object) -> None:
-    """Checks that a strength is a number in 0..1.
-
-    Raises:
-        TypeError: not a number.
-        ValueError: outside 0..1, or NaN.
-    """
-    is_number = isinstance(strength, int | float | np.integer | np.floating)
-    if isinstance(strength, bool) or not is_number:
-        raise TypeError(f"strength is {strength!r}, must be a number in 0..1")
-    if not 0.0 <= strength <= 1.0:  # type: ignore[operator]
-        raise ValueError(f"strength is {strength}, must be in 0..1")
-
-
-def check_color(preserve_color: object) -> None:
-    """Checks that a part of the photo's colours is True, False or a number in 0..1.
-
-    Raises:
-        TypeError: neither. ValueError: outside 0..1, or NaN.
-    """
-    number = isinstance(preserve_color, int | float | np.integer | np.floating | np.bool_)
-    if not number:
-        raise TypeError(
-            f"preserve_color is {preserve_color!r}, must be True, False or a number in 0..1"
-        )
-    if not 0.0 <= preserve_color <= 1.0:  # type: ignore[operator]
-        raise ValueError(f"preserve_color is {preserve_color}, must be in 0..1")
-
-
-def _check_names(backend: object, precision: object) -> None:
-    for what, value in (("backend", backend), ("precision", precision)):
-        if not isinstance(value, str):
-            raise TypeError(f"{what} is {value!r}, must be a string such as 'auto'")
-
-
-def _check_options(strength: object, preserve_color: object, bgr: object) -> None:
-    check_strength(strength)
-    check_color(preserve_color)
-    if not isinstance(bgr, bool | np.bool_):
-        raise TypeError(f"bgr is {bgr!r}, must be True or False")
