@@ -17,6 +17,7 @@ __all__ = ["Mask", "Regions", "check_feather"]
 
 TOP = 65535  # weight 1 of a map
 MAX_FEATHER = 10_000
+_DARK = 8  # a mask of bytes up to this is rather one of indices
 
 _FORMS = "a path, a Pillow image, an array (H,W) or (K,H,W), a tensor, or a list with one per style"
 
@@ -131,10 +132,10 @@ class Mask:
             return True, lambda a, b: _unit(planes[0][None, a:b])
         if len(planes) == 1 and count == 2 and planes[0].dtype in (np.uint8, np.uint16):
             top = int(planes[0].max())
-            if top == 1:
+            if 0 < top <= _DARK:
                 raise ValueError(
-                    f"mask is {planes[0].dtype} with values 0 and 1, which is nearly all black; "
-                    "use bool, or 255 for white"
+                    f"mask is {planes[0].dtype} of values up to {top}, which is all but black; use "
+                    "255 for white, bool, or for indices a signed type"
                 )
             return True, lambda a, b: _unit(planes[0][None, a:b])
         if len(planes) == 1:
