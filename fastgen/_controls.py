@@ -18,7 +18,7 @@ from fastgen.backends import ImageIO
 __all__ = ["Controls", "Part", "check_stroke_size", "network_size", "paint"]
 
 TRAINED = 256  # pixels of the short side of the photos that styles are trained on
-MIN_STROKE, MAX_STROKE = 0.01, 8.0
+MIN_STROKE, MAX_STROKE = 0.01, 16.0
 
 
 class Part(Protocol):
