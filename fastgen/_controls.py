@@ -172,7 +172,7 @@ def _blend(pictures: list[np.ndarray], weights: list[float]) -> np.ndarray:
             mixed = np.zeros((last - first, *target.shape[1:]), np.float32)
             for picture, factor in zip(pictures, factors, strict=True):
                 mixed += picture[number, first:last] * np.float32(factor)
-            _store(mixed, target[first:last])
+            _resize.store(mixed, target[first:last])
     return result
 
 
@@ -184,12 +184,14 @@ def _compose(pixels: np.ndarray, pictures: dict[int, np.ndarray], regions: Regio
     result = np.empty_like(base) if base is pixels else base
     for number, target in enumerate(result):
         for first, last in _resize.blocks(*target.shape[:2]):
-            rows = base[number, first:last].astype(np.float32)
-            mixed = rows.copy()
-            for index, weights in regions.maps:
-                share = weights[first:last, :, None] / np.float32(TOP)
-                mixed += share * (pictures[index][number, first:last] - rows)
-            _store(mixed, target[first:last])
+            shares = [weights[first:last] / np.float32(TOP) for _, weights in regions.maps]
+            for channel in range(3):  # numpy is slow where the last axis has only three values
+                place = number, slice(first, last), slice(None), channel
+                below = base[place].astype(np.float32)
+                mixed = below.copy()
+                for share, (index, _) in zip(shares, regions.maps, strict=True):
+                    mixed += share * (pictures[index][place] - below)
+                _resize.store(mixed, target[place[1:]])
     return result
 
 
@@ -202,17 +204,12 @@ def _finish(pixels: np.ndarray, result: np.ndarray, controls: Controls, luma: An
             before = photo[first:last].astype(np.float32)
             after = target[first:last].astype(np.float32)
             if controls.keep:
-                kept = before + ((after - before) @ weights)[:, :, None]
-                after += np.float32(controls.keep) * (kept.clip(0, top) - after)
+                change = (after - before) @ weights
+                for channel in range(3):
+                    kept = (before[:, :, channel] + change).clip(0, top)
+                    after[:, :, channel] += np.float32(controls.keep) * (
+                        kept - after[:, :, channel]
+                    )
             if controls.strength != 1.0:
                 after = before + np.float32(controls.strength) * (after - before)
-            _store(after, target[first:last])
-
-
-def _store(values: np.ndarray, target: np.ndarray) -> None:
-    if target.dtype == np.uint8:
-        np.rint(values, out=values)
-        np.clip(values, 0, 255, out=values)
-    else:
-        np.clip(values, 0, 1, out=values)
-    target[...] = values
+            _resize.store(after, target[first:last])

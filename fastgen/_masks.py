@@ -182,7 +182,7 @@ class Mask:
             maps[:, first:last] = _whole(_tent(part, self.feather, 2))
         if self.feather:
             for first, last in _resize.blocks(width, height * len(maps)):
-                columns = maps[:, :, first:last] * np.float64(1 / TOP)
+                columns = maps[:, :, first:last] * np.float32(1 / TOP)
                 maps[:, :, first:last] = _whole(_tent(columns, self.feather, 1))
         if not whole:
             return Regions(None, tuple((i, m) for i, m in enumerate(maps) if m.any()))
@@ -204,7 +204,8 @@ def _covers(maps: np.ndarray, seen: int) -> bool:
 
 
 def _whole(x: np.ndarray) -> np.ndarray:
-    return np.rint(x * TOP).clip(0, TOP)
+    x = x * x.dtype.type(TOP)
+    return np.rint(x, out=x).clip(0, TOP, out=x)
 
 
 def _unit(plane: np.ndarray) -> np.ndarray:
@@ -219,12 +220,15 @@ def _tent(x: np.ndarray, feather: int, axis: int) -> np.ndarray:
     size = feather + 1
     pad = [(0, 0)] * x.ndim
     pad[axis] = (feather, feather)
-    x = np.pad(x.astype(np.float64), pad, mode="edge")
+    x = np.pad(x, pad, mode="edge")
+    before = (slice(None),) * axis
     for _ in range(2):
-        total = np.insert(np.cumsum(x, axis=axis), 0, 0.0, axis=axis)
-        count = total.shape[axis]
-        x = total.take(np.arange(size, count), axis) - total.take(np.arange(count - size), axis)
-    return x / size**2
+        shape = [n + (a == axis) for a, n in enumerate(x.shape)]
+        total = np.zeros(shape)  # sums of all before; float64, so that whole numbers stay exact
+        np.cumsum(x, axis=axis, out=total[(*before, slice(1, None))])
+        x = total[(*before, slice(size, None))] - total[(*before, slice(None, -size))]
+    x /= size**2
+    return x
 
 
 # ---------------------------------------------------------------------------- reading

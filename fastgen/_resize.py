@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["blocks", "resize", "resize_rows", "restore_detail"]
+__all__ = ["blocks", "resize", "resize_rows", "restore_detail", "store"]
 
 _BLOCK = 1 << 20  # pixels that are worked on at a time
 _SUPPORT = {"BILINEAR": 1.0, "BICUBIC": 2.0, "LANCZOS": 3.0}  # pixels, of the smaller picture
@@ -127,10 +127,9 @@ def restore_detail(
         detail = gain * (photo[first:last] @ weights - coarse)
         block = resize_part(painted[low:high], *place, "BICUBIC")
         if photo.dtype == np.uint8:
-            mixed = block + np.float32(255) * detail[:, :, None]
-            result[first:last] = np.rint(mixed, out=mixed).clip(0, 255, out=mixed)
-        else:
-            result[first:last] = (block + detail[:, :, None]).clip(0, 1)
+            detail *= np.float32(255)
+        for channel in range(3):  # numpy is slow where the last axis has only three values
+            store(block[:, :, channel] + detail, result[first:last, :, channel])
     return result
 
 
@@ -143,12 +142,21 @@ def _slope(guide: np.ndarray, value: np.ndarray) -> np.ndarray:
 
 
 def _mean(x: np.ndarray) -> np.ndarray:
-    """Means over windows of (2 * _RADIUS + 1)^2; the border is repeated."""
-    size = 2 * _RADIUS + 1
-    total = np.pad(x.astype(np.float64), _RADIUS, mode="edge")
-    for axis in (0, 1):
-        total = np.cumsum(total, axis=axis)
-        total = np.insert(total, 0, 0.0, axis=axis)
-        upper, lower = np.arange(size, total.shape[axis]), np.arange(total.shape[axis] - size)
-        total = total.take(upper, axis) - total.take(lower, axis)
-    return total / size**2
+    """Means over windows of 7x7; the border is repeated."""
+    x = np.pad(x, _RADIUS, mode="edge")
+    for _ in (0, 1):
+        two = x[:-1] + x[1:]
+        four = two[:-2] + two[2:]
+        # A transposed view: the next turn goes along the other axis, the one after that back.
+        x = (four[:-3] + two[4:-1] + x[6:]).T
+    return x / np.float32((2 * _RADIUS + 1) ** 2)
+
+
+def store(values: np.ndarray, target: np.ndarray) -> None:
+    """Rounds and clips float32 values to what an array of pixels holds."""
+    if target.dtype == np.uint8:
+        np.rint(values, out=values)
+        np.clip(values, 0, 255, out=values)
+    else:
+        np.clip(values, 0, 1, out=values)
+    target[...] = values

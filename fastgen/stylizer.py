@@ -203,9 +203,7 @@ class Stylizer:
     ) -> Any:
         """Stylises one image or one batch; arguments and result as for :func:`stylize`.
 
-        Args:
-            image: see :func:`stylize`, as for the others but
-            blend: other weights than those that the blend was made with.
+        ``blend`` gives a blend other weights than it was made with: a dict of its styles.
         """
         controls = self.check_controls(
             strength, preserve_color, stroke_size, mask, feather, blend, bgr, max_pixels
