@@ -21,12 +21,10 @@ import torch
 from fastgen.train.loop import pick_device
 from fastgen.train.options import main
 from fastgen.train.parzen import SIGMAS, log_likelihood
-from fastgen.train.saae import train_saae
 from fastgen.train.saae_eval import VALIDATION, evaluate_saae
 from fastgen.train.saae_eval_data import EvalData, load_data
-from fastgen.train.saae_eval_models import load_model
+from fastgen.train.saae_eval_models import load_model, trained
 from fastgen.train.saae_eval_options import CompareSaaeOptions, EvalSaaeOptions
-from fastgen.train.saae_options import SaaeOptions
 from fastgen.train.saae_report import markdown
 
 __all__ = ["CompareSaaeOptions", "compare_arms", "run"]
@@ -41,39 +39,23 @@ def _train(
     """One model, trained unless it is there already."""
     name = f"{options.data}-{arm}-{schedule}-l{weight:g}-s{seed}"
     path = folder / f"{name}.safetensors"
-    if path.is_file():
-        return path
     # Joint training gets the updates of all three steps, so that no arm learns for longer.
     steps = options.steps
     if schedule == "joint":
         steps += options.rec_steps + options.dis_steps
-    settings = SaaeOptions(
-        data=options.data,
-        output=path,
-        source=options.source,
+    return trained(
+        path,
+        options,
         width=options.width,
         d_width=options.d_width,
         discriminator=arm,
         schedule=schedule,
         adv_weight=weight,
-        rec_steps=options.rec_steps,
-        dis_steps=options.dis_steps,
         steps=steps,
         batch=options.batch,
         seed=seed,
-        style_features=options.style_features,
-        d_lr=options.d_lr,
-        precision=options.precision,
-        preview_every=0,
         log_every=200,
-        device=options.device,
-        threads=options.threads,
-        quiet=options.quiet,
     )
-    settings.resume = (path.with_suffix(".run") / "state").is_dir()
-    if not train_saae(settings).finished:
-        raise KeyboardInterrupt
-    return path
 
 
 def _rec_level(path: Path) -> float | None:

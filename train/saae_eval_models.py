@@ -13,11 +13,27 @@ from torch import Tensor
 
 from fastgen.backends.torch import GraphModule
 from fastgen.checkpoint import load_checkpoint
+from fastgen.train.saae import train_saae
 from fastgen.train.saae_eval_data import EvalData
+from fastgen.train.saae_eval_options import CompareSaaeOptions, RecogniserOptions
+from fastgen.train.saae_options import SaaeOptions
 
-__all__ = ["EvalModel", "load_model"]
+__all__ = ["EvalModel", "load_model", "trained"]
 
 _BATCH = 500
+# Settings of a generator that the options of every comparison have under the same names.
+_SHARED = (
+    "data",
+    "source",
+    "style_features",
+    "d_lr",
+    "rec_steps",
+    "dis_steps",
+    "precision",
+    "device",
+    "threads",
+    "quiet",
+)
 
 
 @dataclass
@@ -148,3 +164,27 @@ def load_model(path: Path, device: torch.device) -> EvalModel:
 def _unpack(value: dict[str, Any]) -> Tensor:
     raw = np.frombuffer(base64.b64decode(value["float16"]), "<f2").reshape(value["shape"])
     return torch.tensor(raw.astype(np.float32))
+
+
+def trained(path: Path, options: CompareSaaeOptions | RecogniserOptions, **settings: Any) -> Path:
+    """Trains the generator of a comparison, or goes on, or finds it finished.
+
+    Args:
+        path: Its checkpoint; the folder of its states is beside it.
+        options: Those of the comparison; what all comparisons share is taken from them.
+        **settings: The other fields of ``SaaeOptions``.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        KeyboardInterrupt: The training was stopped; its state is saved.
+    """
+    if path.is_file():
+        return path
+    shared = {name: getattr(options, name) for name in _SHARED}
+    resume = (path.with_suffix(".run") / "state").is_dir()
+    run = SaaeOptions(output=path, preview_every=0, resume=resume, **shared, **settings)
+    if not train_saae(run).finished:
+        raise KeyboardInterrupt
+    return path

@@ -27,12 +27,10 @@ from fastgen.train.judge import FitOptions
 from fastgen.train.loop import pick_device
 from fastgen.train.options import main
 from fastgen.train.recogniser import arms_for, markdown, run_arm, summarise
-from fastgen.train.saae import train_saae
 from fastgen.train.saae_data import SaaeData, load, per_class
 from fastgen.train.saae_eval_data import Part
-from fastgen.train.saae_eval_models import EvalModel, load_model
+from fastgen.train.saae_eval_models import EvalModel, load_model, trained
 from fastgen.train.saae_eval_options import RecogniserOptions
-from fastgen.train.saae_options import SaaeOptions
 
 __all__ = ["RecogniserOptions", "compare_data", "run"]
 
@@ -79,33 +77,18 @@ def generate_set(model: EvalModel, data: SaaeData, count: int, seed: int) -> tup
 
 def _generator(options: RecogniserOptions, run_dir: Path, count: int, seed: int) -> EvalModel:
     """The SAAE of one n and seed, trained unless it is there already."""
-    path = run_dir / f"{options.data}-n{count}-s{seed}.safetensors"
-    if not path.is_file():
-        settings = SaaeOptions(
-            data=options.data,
-            output=path,
-            source=options.source,
-            font=options.font,
-            width=options.generator_width,
-            d_width=options.generator_width,
-            adv_weight=options.adv_weight,
-            rec_steps=options.rec_steps,
-            dis_steps=options.dis_steps,
-            steps=options.generator_steps,
-            per_class=count,
-            data_seed=seed,
-            seed=seed,
-            style_features=options.style_features,
-            d_lr=options.d_lr,
-            precision=options.precision,
-            preview_every=0,
-            device=options.device,
-            threads=options.threads,
-            quiet=options.quiet,
-        )
-        settings.resume = (path.with_suffix(".run") / "state").is_dir()
-        if not train_saae(settings).finished:
-            raise KeyboardInterrupt
+    path = trained(
+        run_dir / f"{options.data}-n{count}-s{seed}.safetensors",
+        options,
+        font=options.font,
+        width=options.generator_width,
+        d_width=options.generator_width,
+        adv_weight=options.adv_weight,
+        steps=options.generator_steps,
+        per_class=count,
+        data_seed=seed,
+        seed=seed,
+    )
     return load_model(path, pick_device(options.device))
 
 

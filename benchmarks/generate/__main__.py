@@ -7,7 +7,6 @@ python -m benchmarks.generate --page RESULT.json      the page of an older run
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import sys
@@ -19,10 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import machine, peak
 from benchmarks.generate import report
 from benchmarks.generate.cases import BATCHES, NETWORKS, Case, inputs, network
-from benchmarks.peers.__main__ import _versions
+from benchmarks.peers.__main__ import record
 from benchmarks.peers.contest import finish
 from benchmarks.peers.programs import PROGRAMS, why_not
 from benchmarks.report import RESULTS
@@ -103,15 +101,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 process.close()
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr, flush=True)
-    return {
-        "datetime": datetime.datetime.now().isoformat(timespec="seconds"),
-        "machine_info": machine.describe(),
-        "threads": args.threads,
-        "versions": _versions(),
-        "load_before": load,
-        "peak": peak.measure(0.3),
-        "rows": rows,
-    }
+    return record(rows, args.threads, load)
 
 
 def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.generate.cases import Case
-from benchmarks.peers.report import PAGE, machine_line, peak_line
+from benchmarks.peers.report import PAGE, columns, machine_line, peak_line
 from benchmarks.report import ROOT, fill, ratio, table
 
 __all__ = ["PAGE", "lines", "section", "write"]
@@ -52,14 +52,7 @@ def lines(result: dict[str, Any]) -> list[str]:
     text = [machine_line(result), peak_line(result)]
     for case, rows in cases(result["rows"]).items():
         text += ["", case.name]
-        body = [list(HEADER), *(cells(row) for row in rows)]
-        widths = [max(len(row[i]) for row in body) for i in range(len(HEADER) - 1)]
-        for row in body:
-            padded = [
-                cell.ljust(width) if i < 2 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=False))
-            ]
-            text.append("  ".join([*padded, row[-1]]).rstrip())
+        text += columns([HEADER, *(cells(row) for row in rows)])
     return text
 
 

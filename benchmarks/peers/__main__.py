@@ -38,6 +38,25 @@ def _versions() -> dict[str, str | None]:
     return found
 
 
+def record(rows: list[dict[str, Any]], threads: int, load: float) -> dict[str, Any]:
+    """What goes into the result file: the rows, and where and with what they were measured.
+
+    Args:
+        rows: one for each program and case.
+        threads: of each program.
+        load: cores that other programs kept busy before the run.
+    """
+    return {
+        "datetime": datetime.datetime.now().isoformat(timespec="seconds"),
+        "machine_info": machine.describe(),
+        "threads": threads,
+        "versions": _versions(),
+        "load_before": load,
+        "peak": peak.measure(0.3),
+        "rows": rows,
+    }
+
+
 def _size(text: str) -> tuple[int, int]:
     width, cross, height = text.partition("x")
     if not (cross and width.isdecimal() and height.isdecimal()):
@@ -66,15 +85,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     )
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr, flush=True)
-    return {
-        "datetime": datetime.datetime.now().isoformat(timespec="seconds"),
-        "machine_info": machine.describe(),
-        "threads": args.threads,
-        "versions": _versions(),
-        "load_before": load,
-        "peak": peak.measure(0.3),
-        "rows": rows,
-    }
+    return record(rows, args.threads, load)
 
 
 def slim(result: dict[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.programs import OURS
 from benchmarks.report import ROOT, fill, ratio, table
 
-__all__ = ["PAGE", "PICTURE", "lines", "picture", "section", "write"]
+__all__ = ["PAGE", "PICTURE", "columns", "lines", "picture", "section", "write"]
 
 PAGE = ROOT / "docs" / "performance.md"
 PICTURE = ROOT / "docs" / "images" / "peers.png"
@@ -72,20 +73,25 @@ def machine_line(result: dict[str, Any]) -> str:
     )
 
 
+def columns(body: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table: two columns to the left, numbers to the right, the last one as it is."""
+    widths = [max(len(row[i]) for row in body) for i in range(len(body[0]) - 1)]
+    text = []
+    for row in body:
+        padded = [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=False))
+        ]
+        text.append("  ".join([*padded, row[-1]]).rstrip())
+    return text
+
+
 def lines(result: dict[str, Any]) -> list[str]:
     """The report for a terminal."""
     text = [machine_line(result), peak_line(result)]
     for (network, size), rows in tables(result["rows"]).items():
         text += ["", f"{network} network, {size} ({rows[0]['weights']})"]
-        body = [list(HEADER), *(cells(row) for row in rows)]
-        # The last column holds sentences; it has no width.
-        widths = [max(len(row[i]) for row in body) for i in range(len(HEADER) - 1)]
-        for row in body:
-            padded = [
-                cell.ljust(width) if i < 2 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=False))
-            ]
-            text.append("  ".join([*padded, row[-1]]).rstrip())
+        text += columns([HEADER, *(cells(row) for row in rows)])
     return text
 
 
