@@ -170,7 +170,8 @@ class Mask:
         whole, rows_of = self._source(count)
         source = self._planes[0].shape
         maps = np.empty((count - whole, height, width), np.uint16)
-        for first, last in _resize.blocks(height, width * len(maps)):
+        margin = 2 * self.feather  # what the border is repeated by
+        for first, last in _resize.blocks(height, (width + margin) * len(maps)):
             if source == (height, width):
                 part = rows_of(first, last)
             else:
@@ -181,7 +182,7 @@ class Mask:
                 )
             maps[:, first:last] = _whole(_tent(part, self.feather, 2))
         if self.feather:
-            for first, last in _resize.blocks(width, height * len(maps)):
+            for first, last in _resize.blocks(width, (height + margin) * len(maps)):
                 columns = maps[:, :, first:last] * np.float32(1 / TOP)
                 maps[:, :, first:last] = _whole(_tent(columns, self.feather, 1))
         if not whole:

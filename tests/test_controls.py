@@ -133,6 +133,18 @@ def test_feather_ends_where_it_says(single: list[fastgen.Stylizer], image: np.nd
     assert (result[:, edge : edge + 5] != b[:, edge : edge + 5]).any(axis=(0, 2)).all()
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (90, 1), (3, 2)])
+def test_pictures_of_any_size(single: list[fastgen.Stylizer], size: tuple[int, int]) -> None:
+    image = photo(*size)
+    mix = fastgen.Stylizer([single[0], "none"])
+    # Wider than the picture: every pixel has nearly as much of both.
+    result = mix(image, mask=np.array([[0, 1], [1, 0]]), feather=2000)
+    middle = (image + single[0](image).astype(float)) / 2
+    assert np.abs(result - middle).max() <= 40
+    assert np.abs(result - middle).mean() < 1
+    assert mix(image, mask=LEFT, feather=3, stroke_size=10).shape == image.shape
+
+
 @pytest.mark.parametrize("size", [(17, 23), (120, 90), (1, 1), (40, 7)])
 def test_masks_are_stretched(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(4).uniform(0, 1, size).astype(np.float32)

@@ -117,7 +117,11 @@ class FrameControls:
             self._fixed["feather"] = feather
         if others:
             self.identity["controls"] = others
-        stylizer.check_controls(**self._at(Fraction(0), self._first_mask()))
+        try:
+            stylizer.check_controls(**self._at(Fraction(0), self._first_mask()))
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __call__(self, frame: Frame) -> dict[str, Any]:
         """The arguments for a frame; call it for frames in their order."""
