@@ -12,6 +12,7 @@ namespace py = pybind11;
 
 void bind_feature_ops(py::module_& m);  // bindings_ops.cpp
 void bind_conv_ops(py::module_& m);     // bindings_conv.cpp
+void bind_stabilizer(py::module_& m);   // bindings_stabilizer.cpp
 
 using fastgen::ConvSpec;
 using fastgen::Engine;
@@ -349,4 +350,5 @@ PYBIND11_MODULE(_C, m) {
         "Bytes per second, read plus written, of a memory copy.");
   bind_feature_ops(m);
   bind_conv_ops(m);
+  bind_stabilizer(m);
 }

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastgen.exporters import export_onnx
     from fastgen.generator import Generator, generate
     from fastgen.generators import list_generators, load_generator
+    from fastgen.stabilizer import Stabilizer
     from fastgen.styles import list_styles, load_style
     from fastgen.stylizer import StreamStats, Stylizer, stylize
     from fastgen.video import stylize_video
@@ -33,6 +34,7 @@ __all__ = [
     "Generator",
     "ImageError",
     "Mask",
+    "Stabilizer",
     "StreamStats",
     "Stylizer",
     "__version__",
@@ -58,6 +60,7 @@ _HOME = {
     "Generator": "generator",
     "ImageError": "errors",
     "Mask": "_masks",
+    "Stabilizer": "stabilizer",
     "StreamStats": "stylizer",
     "Stylizer": "stylizer",
     "export_onnx": "exporters",

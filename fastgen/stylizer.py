@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -318,6 +318,7 @@ class Stylizer:
         bgr: bool = False,
         policy: str = "all",
         stats: StreamStats | None = None,
+        stabilize: bool | float = False,
         **controls: Any,
     ) -> Iterator[Any]:
         """Stylises frames one by one, in order, when the result is asked for.
@@ -334,6 +335,8 @@ class Stylizer:
             bgr: as for :func:`stylize`.
             policy: ``"all"`` or ``"latest"``.
             stats: is told of every frame: how many, how many were dropped, their latency.
+            stabilize: paint the frames, which must be uint8 arrays (H,W,3) then, as a
+                :class:`fastgen.Stabilizer` does: True, or its strength in 0..1.
             controls: ``stroke_size``, ``mask``, ``feather`` and ``blend``, as for a call.
 
         Returns:
@@ -342,7 +345,7 @@ class Stylizer:
         Raises:
             TypeError: ``frames`` is one image, or nothing that can be iterated over; an unknown
                 argument.
-            ValueError: an unknown policy.
+            ValueError: an unknown policy, a wrong strength.
         """
         check_options(strength, preserve_color, bgr)
         if policy not in ("all", "latest"):
@@ -356,7 +359,15 @@ class Stylizer:
                 controls["mask"] = Mask(controls["mask"], feather=controls.pop("feather", 0))
         stats = StreamStats() if stats is None else stats
         options = {"strength": strength, "preserve_color": preserve_color, "bgr": bgr} | controls
-        return paint_all(self, check_frames(frames), options, policy == "latest", stats)
+        paint = self._painter(stabilize)
+        return paint_all(paint, check_frames(frames), options, policy == "latest", stats)
+
+    def _painter(self, stabilize: object) -> Callable[..., Any]:
+        """What paints the next frame of a video."""
+        from fastgen.stabilizer import Stabilizer, stabilizer_strength
+
+        strength = stabilizer_strength(stabilize)
+        return Stabilizer(self, strength=strength) if strength else self
 
 
 def stylize(

@@ -30,7 +30,8 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
     (
         "public API",
         (
-            *("fastgen", "fastgen.image", "fastgen.stylizer", "fastgen.importers"),
+            *("fastgen", "fastgen.image", "fastgen.stylizer", "fastgen.stabilizer"),
+            "fastgen.importers",
             *("fastgen.glyphs", "fastgen.generator", "fastgen.generators", "fastgen._pictures"),
             *("fastgen.metrics", "fastgen.calibrate", "fastgen._convert"),
             *("fastgen._stream", "fastgen.video", "fastgen._controls", "fastgen._keyframes"),

@@ -15,6 +15,7 @@ from typing import Any
 
 from fastgen._keyframes import read_keyframes
 from fastgen.image import DEFAULT_MAX_PIXELS
+from fastgen.stabilizer import Stabilizer, stabilizer_strength
 from fastgen.stylizer import Style, Stylizer
 from fastgen.video._controls import FrameControls, style_and_blend
 from fastgen.video._read import Clip, Frame, is_pattern, read
@@ -25,6 +26,7 @@ __all__ = ["VideoResult", "stylize_video"]
 
 AHEAD = 4  # frames in each queue: enough to overlap, and memory stays constant
 PIPES = ("y4m", "rgb24")
+WARM_UP = 48  # frames before a resumed run that a stabilizer sees: what is older has faded
 
 
 @dataclass
@@ -69,6 +71,7 @@ def stylize_video(
     feather: float = 0,
     blend: Any = None,
     keyframes: Any = None,
+    stabilize: bool | float = False,
     backend: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
@@ -110,6 +113,9 @@ def stylize_video(
         blend: styles and their weights, each a number or keyframes.
         keyframes: ``strength``, ``preserve_color`` and ``blend`` in a dict, or the path of a JSON
             file with them.
+        stabilize: less flicker, by a :class:`fastgen.Stabilizer`: True, or its strength in 0..1.
+            A resumed run repeats what it needs of the frames before, and goes on as the whole run
+            would have done but for rounding.
         backend: as for :func:`fastgen.stylize`.
         precision: as for :func:`fastgen.stylize`.
         threads: CPU threads of the network.
@@ -146,6 +152,7 @@ def stylize_video(
         raise ValueError("standard input cannot be read again; leave resume out")
     if encoded and name != "-" and os.path.exists(target) and os.path.samefile(name, target):
         raise ValueError(f"output {target} is the source, which is never overwritten")
+    steadiness = stabilizer_strength(stabilize)
     began = time.perf_counter()
     moving = {} if keyframes is None else read_keyframes(keyframes)
     style, weights = style_and_blend(style, blend, moving)
@@ -166,6 +173,7 @@ def stylize_video(
             style = Stylizer(style, backend=backend, precision=precision, threads=threads)
         result = VideoResult(width=clip.width, height=clip.height)
         begin = Fraction(start or 0).limit_denominator(1_000_000)
+        painter: Any = Stabilizer(style, strength=steadiness) if steadiness else style
         controls = stack.enter_context(
             FrameControls(
                 style,
@@ -182,23 +190,30 @@ def stylize_video(
         )
 
         def paint(frame: Frame) -> Any:
-            return style(frame.image, **controls(frame))
+            return painter(frame.image, **controls(frame))
 
         if not encoded:
             with Pipe(pipe, clip) if target == "-" else write(target, like=clip) as sink:
                 _run(
-                    clip, paint, lambda f: sink.write(f.image, f.time - begin), 0, result, progress
+                    clip,
+                    paint,
+                    lambda f: sink.write(f.image, f.time - begin),
+                    (0, 0),
+                    result,
+                    progress,
                 )
         else:
             identity = {
                 **_identity(name, style, encoding),
                 **controls.identity,
+                "stabilize": steadiness,
                 "window": [str(start), str(end), str(fps)],
                 "size": [clip.width, clip.height],
             }
             parts = Path(f"{target}.parts")
+            warm = WARM_UP if steadiness else 0
             segments = _encode(
-                clip, paint, parts, encoding, identity, resume, begin, result, progress
+                clip, paint, parts, encoding, identity, resume, warm, begin, result, progress
             )
             has_sound = sound and name != "-" and not is_pattern(name)
             window = begin if start else None, None if end is None else Fraction(end)
@@ -230,6 +245,7 @@ def _encode(
     encoding: Encoding,
     identity: dict[str, Any],
     resume: bool,
+    warm: int,
     begin: Fraction,
     result: VideoResult,
     progress: Callable[[int, int | None], None] | None,
@@ -242,7 +258,7 @@ def _encode(
             clip,
             paint,
             lambda f: segments.write(f.image, f.time - begin),
-            segments.frames,
+            (max(0, segments.frames - warm), segments.frames),
             result,
             progress,
         )
@@ -268,11 +284,16 @@ def _run(
     clip: Clip,
     paint: Callable[[Frame], Any],
     put: Callable[[Frame], None],
-    skip: int,
+    begin: tuple[int, int],
     result: VideoResult,
     progress: Callable[[int, int | None], None] | None,
 ) -> None:
-    """Reads and writes in threads of their own; this one paints."""
+    """Reads and writes in threads of their own; this one paints.
+
+    ``begin`` is the first frame that is painted and the first that is written.
+    """
+    number, skip = begin
+    first = number
     busy = result.busy = {"read": 0.0, "paint": 0.0, "write": 0.0}
     stop = threading.Event()
     ahead: queue.Queue[Frame | None] = queue.Queue(AHEAD)
@@ -288,8 +309,8 @@ def _run(
 
     def reading() -> None:
         frames = _timed(iter(clip), busy)
-        for number, frame in enumerate(frames):
-            if number >= skip and not _put(ahead, frame, stop):
+        for index, frame in enumerate(frames):
+            if index >= first and not _put(ahead, frame, stop):
                 return
         _put(ahead, None, stop)
 
@@ -315,6 +336,9 @@ def _run(
             started = time.perf_counter()
             frame.image = paint(frame)
             busy["paint"] += time.perf_counter() - started
+            number += 1
+            if number <= skip:
+                continue
             if not _put(behind, frame, stop):
                 break
         finished = True

@@ -1,0 +1,450 @@
+// Steadying a clip that is painted frame by frame: where every part of a frame was in the frame
+// before (inverse search on pyramids of halved gray pictures, Kroeger et al. 2016), and the painting
+// of the frame before, moved there and mixed into the new one where the frames agree.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <vector>
+
+#include <unistd.h>
+
+#include "stabilizer.h"
+
+#include "isa.h"
+#include "parallel.h"
+#include "stabilizer_kernels.h"
+
+namespace fastgen {
+namespace {
+
+constexpr int kPad = 16;        // repeated pixels around each level: patches may leave by this much
+constexpr int kLevels = 5;      // halvings
+constexpr int kSmallest = 16;   // sides of a level that is halved again are at least twice this
+constexpr int kReach = 12;      // how far a patch may leave the picture, and move on a level
+constexpr int kCoarseReach = 12;
+DEV(kAlike, 0.5f)  // pixels of the half size: neighbours that move alike
+DEV(kStill, 0.1f)  // pixels of the picture: below it a part stands still
+constexpr int kPhases = 32;     // of the cubic kernel in a pixel
+constexpr float kOther = 12;    // a patch with this difference is another one
+constexpr double kCut = 0.5;    // with this share of them the frame is another scene
+constexpr double kMemory = 0.8;  // of the sharpness
+DEV(kLift, 1.2f)
+constexpr int kMostGain = 32;
+
+// By the name of the engine's instruction set.
+const StabilizerKernels* kernels_of(const std::string& isa) {
+#ifdef FASTGEN_X86
+  if (isa.rfind("avx512", 0) == 0) return stabilizer_avx512();
+  if (isa == "avx2") return stabilizer_avx2();
+#endif
+  (void)isa;
+  return stabilizer_scalar();
+}
+
+int half(int64_t size) { return static_cast<int>((size + 1) / 2); }
+
+// The cubic kernel at each phase, times 64, with an exact sum.
+struct Cubic {
+  int16_t taps[kPhases][4];
+
+  Cubic() {
+    for (int p = 0; p < kPhases; ++p) {
+      const double t = static_cast<double>(p) / kPhases, s = 1 - t;
+      const double exact[4] = {-0.5 * t * s * s, 1 + t * t * (1.5 * t - 2.5),
+                               1 + s * s * (1.5 * s - 2.5), -0.5 * s * t * t};
+      int sum = 0;
+      for (int i = 0; i < 4; ++i) {
+        taps[p][i] = static_cast<int16_t>(std::lround(64 * exact[i]));
+        sum += taps[p][i];
+      }
+      taps[p][t < 0.5 ? 1 : 2] = static_cast<int16_t>(taps[p][t < 0.5 ? 1 : 2] + 64 - sum);
+    }
+  }
+};
+
+const Cubic& cubic() {
+  static const Cubic table;
+  return table;
+}
+
+// A gray picture with its border repeated.
+struct Plane {
+  int width = 0, height = 0;
+  int64_t row = 0;
+  std::vector<uint8_t> data;
+
+  void resize(int w, int h) {
+    width = w, height = h;
+    // A patch at the last pixel reaches behind it by its own size.
+    row = (w + 2 * kPad + kFlowPatch + 63) / 64 * 64;
+    data.assign(static_cast<size_t>(row) * (h + 2 * kPad + kFlowPatch) + 64, 0);
+  }
+  uint8_t* at(int x, int y) { return data.data() + (y + kPad) * row + x + kPad; }
+  const uint8_t* at(int x, int y) const { return const_cast<Plane*>(this)->at(x, y); }
+  void pad_row(int y) {
+    uint8_t* p = at(0, y);
+    std::memset(p - kPad, p[0], kPad);
+    std::memset(p + width, p[width - 1], row - kPad - width);
+  }
+  void pad_rows() {
+    for (int y = 1; y <= kPad; ++y) std::memcpy(at(-kPad, -y), at(-kPad, 0), row);
+    for (int y = 0; y < kPad + kFlowPatch; ++y)
+      std::memcpy(at(-kPad, height + y), at(-kPad, height - 1), row);
+  }
+};
+
+struct Grid {
+  int columns = 0, rows = 0;
+  std::vector<FlowVector> now, before;
+
+  void resize(const Plane& plane) {
+    columns = (plane.width + kFlowPatch - 1) / kFlowPatch;
+    rows = (plane.height + kFlowPatch - 1) / kFlowPatch;
+    now.assign(static_cast<size_t>(columns) * rows, FlowVector{});
+    before = now;
+  }
+};
+
+}  // namespace
+
+struct Stabilizer::Impl {
+  const StabilizerKernels* isa = nullptr;
+  int threads = 1;
+  std::mutex mutex;
+  std::unique_ptr<Pool> pool;
+  pid_t owner = getpid();
+
+  int64_t width = 0, height = 0;
+  bool known = false;  // `state` is the painting of the frame before
+  bool follows = false, moved = false;
+  int levels = 0;
+  Plane pyramid[2][kLevels];
+  int newest = 0;
+  Grid grid[kLevels];
+  std::vector<uint8_t> state[2];
+  int painted = 0;
+  double sharpness[2] = {};  // squared Laplacians of the paintings and of the state, over time
+  std::vector<double> sums;
+  std::vector<FlowVector> found;
+  std::vector<std::vector<uint8_t>> scratch;
+
+  const StabilizerKernels& kernels() const { return *isa; }
+
+  Pool& workers() {
+    if (owner != getpid()) {  // a forked child has no workers
+      (void)pool.release();
+      owner = getpid();
+    }
+    if (!pool) pool = std::make_unique<Pool>(threads);
+    return *pool;
+  }
+
+  void resize(int64_t w, int64_t h) {
+    if (w == width && h == height) return;
+    width = height = 0;  // as long as it is not complete
+    known = false;
+    int across = half(w), down = half(h);
+    for (levels = 0; levels < kLevels;) {
+      for (auto& p : pyramid) p[levels].resize(across, down);
+      grid[levels].resize(pyramid[0][levels]);
+      ++levels;
+      if (std::min(across, down) < 2 * kSmallest) break;
+      across = half(across), down = half(down);
+    }
+    for (auto& s : state) s.assign(static_cast<size_t>(3 * w * h), 0);
+    sums.assign(2 * static_cast<size_t>(h), 0.0);
+    // Of a strip: weights (half size, padded rows), wide weights, warped rows.
+    const size_t strip = static_cast<size_t>(pyramid[0][0].row) * (kFlowPatch + 2) +
+                         static_cast<size_t>(2 * w + 64) + 6 * (half(w) + 16) +
+                         (kWarpTile + 1) * strip_row(w);
+    scratch.assign(threads, std::vector<uint8_t>(strip, 0));
+    width = w, height = h;
+  }
+
+  static int64_t strip_row(int64_t w) {
+    return 3 * ((w + kWarpTile - 1) / kWarpTile * kWarpTile) + 64;
+  }
+
+  void build(const uint8_t* frame) {
+    Plane* levels_of = pyramid[newest];
+    const int64_t row = 3 * width;
+    Plane& first = levels_of[0];
+    constexpr int kRows = 8;
+    workers().run((first.height + kRows - 1) / kRows, [&](int64_t item, int) {
+      const int last = std::min<int>(first.height, static_cast<int>(item + 1) * kRows);
+      for (int y = static_cast<int>(item) * kRows; y < last; ++y) {
+        const uint8_t* a = frame + 2 * y * row;
+        kernels().half_rgb(a, 2 * y + 1 < height ? a + row : a, static_cast<int>(width),
+                           first.at(0, y));
+        first.pad_row(y);
+      }
+    });
+    first.pad_rows();
+    for (int l = 1; l < levels; ++l) {
+      const Plane& from = levels_of[l - 1];
+      Plane& to = levels_of[l];
+      for (int y = 0; y < to.height; ++y) {
+        const uint8_t* a = from.at(0, 2 * y);
+        kernels().half_gray(a, 2 * y + 1 < from.height ? a + from.row : a, from.width,
+                            to.at(0, y));
+        to.pad_row(y);
+      }
+      to.pad_rows();
+    }
+  }
+
+  FlowArgs patch(int level, int i, int j) const {
+    const Plane &now = pyramid[newest][level], &before = pyramid[1 - newest][level];
+    const int x = i * kFlowPatch, y = j * kFlowPatch;
+    FlowArgs f{};
+    f.now = now.at(x, y);
+    f.before = before.at(x, y);
+    f.row = now.row;
+    f.left = -kReach - x;
+    f.right = now.width - 1 + kReach - kFlowPatch - x;
+    f.top = -kReach - y;
+    f.bottom = now.height - 1 + kReach - kFlowPatch - y;
+    return f;
+  }
+
+  void search(int level, int64_t j) {
+    Grid& g = grid[level];
+    const Grid* coarse = level + 1 < levels ? &grid[level + 1] : nullptr;
+    for (int i = 0; i < g.columns; ++i) {
+      FlowArgs f = patch(level, i, static_cast<int>(j));
+      const auto add = [&f](FlowVector v, float scale) {
+        f.candidate[f.candidates++] = {v.x * scale, v.y * scale, 0, 0};
+      };
+      add(FlowVector{}, 1);
+      if (coarse) {
+        const auto from = [&](int64_t x, int64_t y) {
+          x = std::min<int64_t>(std::max<int64_t>(x, 0), coarse->columns - 1);
+          y = std::min<int64_t>(std::max<int64_t>(y, 0), coarse->rows - 1);
+          return coarse->now[y * coarse->columns + x];
+        };
+        add(from(i / 2, j / 2), 2);
+        add(from(i % 2 ? i / 2 + 1 : i / 2 - 1, j / 2), 2);
+        add(from(i / 2, j % 2 ? j / 2 + 1 : j / 2 - 1), 2);
+      }
+      if (i > 0) add(g.now[j * g.columns + i - 1], 1);
+      if (moved) add(g.before[j * g.columns + i], 1);
+      kernels().search(f, &g.now[j * g.columns + i]);
+    }
+  }
+
+  // Means of neighbours that move alike: noise and flat patches are evened out, edges of motion
+  // stay.
+  void smooth(Grid* g) {
+    found = g->now;
+    for (int j = 0; j < g->rows; ++j)
+      for (int i = 0; i < g->columns; ++i) {
+        FlowVector& v = g->now[j * g->columns + i];
+        const FlowVector at = v;
+        float x = 0, y = 0, total = 0;
+        for (int b = std::max(j - 1, 0); b <= std::min(j + 1, g->rows - 1); ++b)
+          for (int a = std::max(i - 1, 0); a <= std::min(i + 1, g->columns - 1); ++a) {
+            const FlowVector& o = found[b * g->columns + a];
+            if (std::abs(o.x - at.x) > kAlike || std::abs(o.y - at.y) > kAlike) continue;
+            x += o.weight * o.x, y += o.weight * o.y, total += o.weight;
+          }
+        v.x = x / total, v.y = y / total;
+      }
+  }
+
+  void find_motion() {
+    for (int l = levels - 1; l >= 0; --l)
+      workers().run(grid[l].rows, [&](int64_t j, int) { search(l, j); });
+    smooth(&grid[0]);
+    const std::vector<FlowVector>& found = grid[0].now;
+    const auto other = std::count_if(found.begin(), found.end(),
+                                     [](const FlowVector& v) { return !(v.error < kOther); });
+    follows = static_cast<double>(other) < kCut * static_cast<double>(found.size());
+    moved = follows;
+  }
+
+  // The painting of the frame before, where a tile of this frame was.
+  void warp(int64_t x, int64_t y, float dx, float dy, uint8_t* out, int64_t out_row) const {
+    const uint8_t* from = state[painted].data();
+    const int64_t row = 3 * width;
+    const auto ticks = [](float v) { return std::lrint(v * kPhases); };
+    const int64_t tx = ticks(dx), ty = ticks(dy);
+    const auto floor = [](int64_t v) { return v >= 0 ? v / kPhases : -((kPhases - 1 - v) / kPhases); };
+    const int64_t sx = x + floor(tx), sy = y + floor(ty);
+    const int64_t fx = tx - floor(tx) * kPhases, fy = ty - floor(ty) * kPhases;
+    constexpr int kSide = kWarpTile + 3;
+    uint8_t tile[kSide * 3 * kSide];
+    const bool inside = sx >= 1 && sy >= 1 && sx + kWarpTile + 2 <= width &&
+                        sy + kWarpTile + 2 <= height;
+    const uint8_t* first = from + sy * row + 3 * sx;
+    int64_t step = row;
+    if (!inside) {
+      for (int64_t j = 0; j < kSide; ++j) {
+        const int64_t yy = std::min(std::max<int64_t>(sy - 1 + j, 0), height - 1);
+        for (int64_t i = 0; i < kSide; ++i) {
+          const int64_t xx = std::min(std::max<int64_t>(sx - 1 + i, 0), width - 1);
+          std::memcpy(tile + (j * kSide + i) * 3, from + yy * row + 3 * xx, 3);
+        }
+      }
+      step = 3 * kSide;
+      first = tile + step + 3;
+    }
+    if (fx == 0 && fy == 0) {
+      for (int j = 0; j < kWarpTile; ++j)
+        std::memcpy(out + j * out_row, first + j * step, 3 * kWarpTile);
+      return;
+    }
+    kernels().warp(first, step, cubic().taps[fx], cubic().taps[fy], out, out_row);
+  }
+
+  // One row of tiles: weights from the residuals, then the mixture.
+  void strip(int64_t j, int thread, const uint8_t* paint, int moving, int still) {
+    const Grid& g = grid[0];
+    const Plane& now = pyramid[newest][0];
+    const int64_t row = 3 * width, half_row = now.row, strip_bytes = strip_row(width);
+    const int rows = static_cast<int>(std::min<int64_t>(kWarpTile, height - j * kWarpTile));
+    const int half_rows = std::min(kFlowPatch, now.height - static_cast<int>(j) * kFlowPatch);
+    uint8_t* residual = scratch[thread].data();               // kFlowPatch rows
+    uint8_t* most = residual + half_row * kFlowPatch;         // and two more of the half size
+    uint8_t* weight = most + half_row;
+    uint8_t* warped = weight + half_row;                      // kWarpTile rows
+    uint8_t* wide = warped + kWarpTile * strip_bytes;         // one row
+    for (int i = 0; i < g.columns; ++i) {
+      FlowVector v = g.now[j * g.columns + i];
+      if (2 * std::abs(v.x) < kStill && 2 * std::abs(v.y) < kStill) v.x = v.y = 0;
+      kernels().residual(patch(0, i, static_cast<int>(j)), v, residual + 1 + i * kFlowPatch,
+                         half_row);
+      std::memset(most + i * kFlowPatch, v.x == 0 && v.y == 0 ? still : moving, kFlowPatch);
+      warp(i * kWarpTile, j * kWarpTile, 2 * v.x, 2 * v.y, warped + 3 * i * kWarpTile, strip_bytes);
+    }
+    for (int y = 0; y < half_rows; ++y) {
+      uint8_t* r = residual + y * half_row;
+      r[0] = r[1];
+      r[1 + now.width] = r[now.width];
+    }
+    uint8_t* out = state[1 - painted].data();
+    for (int y = 0; y < half_rows; ++y) {
+      const uint8_t* around[3] = {residual + std::max(y - 1, 0) * half_row + 1,
+                                  residual + y * half_row + 1,
+                                  residual + std::min(y + 1, half_rows - 1) * half_row + 1};
+      kernels().weights(around, most, now.width, weight);
+      for (int x = 0; x < now.width; ++x) {
+        const uint64_t six = weight[x] * uint64_t{0x0101010101010101};
+        std::memcpy(wide + 6 * x, &six, 8);
+      }
+      for (int r = 2 * y; r < std::min(2 * y + 2, rows); ++r) {
+        const int64_t at = (j * kWarpTile + r) * row;
+        kernels().blend(paint + at, warped + r * strip_bytes, wide, static_cast<int>(row),
+                        out + at);
+      }
+    }
+  }
+
+  void mix(const uint8_t* paint, uint8_t* out, double moving, double still, bool sharpen) {
+    const int64_t row = 3 * width, bytes = row * height;
+    if (!known || !follows) {
+      std::memcpy(state[painted].data(), paint, bytes);
+      std::memcpy(out, paint, bytes);
+      sharpness[0] = sharpness[1] = 0;
+      known = true;
+      return;
+    }
+    const int most = static_cast<int>(std::lrint(127 * moving));
+    const int most_still = static_cast<int>(std::lrint(127 * still));
+    workers().run(grid[0].rows,
+                  [&](int64_t j, int thread) { strip(j, thread, paint, most, most_still); });
+    painted = 1 - painted;
+    const uint8_t* from = state[painted].data();
+    if (!sharpen || height < 3 || width < 3) {
+      std::memcpy(out, from, bytes);
+      return;
+    }
+    // What the mixture lost in sharpness against the paintings, measured on some rows, is given
+    // back. It goes into the result only: given back again and again it would become noise.
+    constexpr int64_t kEvery = 4;
+    const int64_t samples = (height - 2 + kEvery - 1) / kEvery;
+    workers().run(samples, [&](int64_t i, int) {
+      const int64_t at = (1 + i * kEvery) * row;
+      const int count = static_cast<int>(row);
+      for (int k = 0; k < 2; ++k) {
+        const uint8_t* p = (k ? from : paint) + at;
+        sums[2 * i + k] = kernels().laplacian(p - row, p, p + row, count);
+      }
+    });
+    double sum[2] = {};
+    for (int64_t i = 0; i < samples; ++i) sum[0] += sums[2 * i], sum[1] += sums[2 * i + 1];
+    const double keep = sharpness[0] + sharpness[1] > 0 ? kMemory : 0;
+    for (int k = 0; k < 2; ++k) sharpness[k] = keep * sharpness[k] + (1 - keep) * sum[k];
+    const double lost = sharpness[1] > 0 ? std::sqrt(sharpness[0] / sharpness[1]) - 1 : 0;
+    const int gain = static_cast<int>(std::lrint(std::min(std::max(lost / kLift, 0.0), 1.0) * kMostGain));
+    constexpr int64_t kRows = 8;
+    workers().run((height + kRows - 1) / kRows, [&](int64_t item, int) {
+      for (int64_t y = item * kRows; y < std::min(height, (item + 1) * kRows); ++y) {
+        const uint8_t* x = from + y * row;
+        if (gain == 0)
+          std::memcpy(out + y * row, x, row);
+        else
+          kernels().sharpen(from + std::max<int64_t>(y - 1, 0) * row, x,
+                            from + std::min(y + 1, height - 1) * row, static_cast<int>(row), gain,
+                            out + y * row);
+      }
+    });
+  }
+};
+
+Stabilizer::Stabilizer(int threads, const std::string& isa) : impl_(std::make_unique<Impl>()) {
+  impl_->isa = kernels_of(isa_kernels(isa).name);
+  impl_->threads = threads > 0 ? threads : default_threads();
+}
+
+Stabilizer::~Stabilizer() {
+  if (impl_ && impl_->owner != getpid()) (void)impl_->pool.release();
+}
+
+void Stabilizer::reset() {
+  std::lock_guard<std::mutex> lock(impl_->mutex);
+  impl_->known = impl_->follows = impl_->moved = false;
+}
+
+bool Stabilizer::motion(const uint8_t* frame, int64_t width, int64_t height) {
+  Impl& s = *impl_;
+  std::lock_guard<std::mutex> lock(s.mutex);
+  if (width < 1 || height < 1 || width > (1 << 24) || height > (1 << 24))
+    throw std::invalid_argument("a frame has sides of 1 to 16777216 pixels");
+  s.resize(width, height);
+  s.newest = 1 - s.newest;
+  for (int l = 0; l < s.levels; ++l) s.grid[l].before.swap(s.grid[l].now);
+  s.build(frame);
+  s.follows = false;
+  if (s.known)
+    s.find_motion();
+  else
+    s.moved = false;
+  return s.follows;
+}
+
+void Stabilizer::blend(const uint8_t* paint, uint8_t* out, int64_t width, int64_t height,
+                       double moving, double still, bool sharpen) {
+  Impl& s = *impl_;
+  std::lock_guard<std::mutex> lock(s.mutex);
+  if (width != s.width || height != s.height || width == 0)
+    throw std::invalid_argument("the painting has another size than the frame before it");
+  if (!(moving >= 0 && moving <= 1 && still >= 0 && still <= 1))
+    throw std::invalid_argument("shares must be in 0..1");
+  s.mix(paint, out, moving, still, sharpen);
+}
+
+void Stabilizer::vectors(int64_t* columns, int64_t* rows, std::vector<float>* values) const {
+  std::lock_guard<std::mutex> lock(impl_->mutex);
+  const Grid& g = impl_->grid[0];
+  *columns = g.columns;
+  *rows = g.rows;
+  for (const FlowVector& v : g.now) {
+    const bool known = impl_->follows;
+    values->insert(values->end(), {known ? 2 * v.x : 0, known ? 2 * v.y : 0, v.error});
+  }
+}
+
+}  // namespace fastgen
