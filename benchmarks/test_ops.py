@@ -25,6 +25,7 @@ from fastgen.cli._race import percentile
 
 QUICK = os.environ.get("FASTGEN_BENCH_QUICK") == "1"
 BUDGET_S = float(os.environ.get("FASTGEN_BENCH_OP_SECONDS", "0.2" if QUICK else "0.8"))
+COPY_BUDGETS = 1 if QUICK else 4  # both sides copy memory: it takes more rounds to tell them apart
 ROUNDS = (3, 9) if QUICK else (7, 41)  # at least, at most
 DTYPES = ("float32",) if QUICK else ("float32", "bfloat16")
 
@@ -51,7 +52,8 @@ def measured(
 
     @cache
     def measure(case: Case, dtype: str) -> op_turns.Comparison:
-        return programs.compare(case, dtype, folder, seconds=BUDGET_S, rounds=ROUNDS)
+        seconds = BUDGET_S * (COPY_BUDGETS if case.op == "concat_features" else 1)
+        return programs.compare(case, dtype, folder, seconds=seconds, rounds=ROUNDS)
 
     yield measure
     programs.close()

@@ -10,6 +10,7 @@
 
 namespace py = pybind11;
 
+void bind_color(py::module_& m);        // bindings_color.cpp
 void bind_feature_ops(py::module_& m);  // bindings_ops.cpp
 void bind_conv_ops(py::module_& m);     // bindings_conv.cpp
 void bind_stabilizer(py::module_& m);   // bindings_stabilizer.cpp
@@ -348,6 +349,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("copy_bandwidth", &fastgen::copy_bandwidth, py::arg("bytes"), py::arg("seconds") = 0.5,
         py::arg("threads") = 0, py::call_guard<py::gil_scoped_release>(),
         "Bytes per second, read plus written, of a memory copy.");
+  bind_color(m);
   bind_feature_ops(m);
   bind_conv_ops(m);
   bind_stabilizer(m);

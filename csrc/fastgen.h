@@ -260,6 +260,23 @@ void gram_matrix(const Strided& x, float* out, const std::string& isa);
 void concat_features(const Strided& a, const Strided& b, void* out, bool last,
                      const std::string& isa);
 
+// ------------------------------------------------------------------ cpu: colours of video frames
+
+// A frame of 8-bit 4:2:0 YCbCr with even sides. kr and kb are the matrix's weights of red and blue
+// (BT.601: 0.299 and 0.114).
+struct YuvFrame {
+  uint8_t *y = nullptr, *u = nullptr, *v = nullptr;
+  int64_t y_row = 0, uv_row = 0;  // bytes
+  int width = 0, height = 0;
+  double kr = 0, kb = 0;
+  bool full_range = false;
+};
+
+// To and from (height, width, 3) bytes without gaps; chroma is interpolated and averaged at the
+// places where H.264 has it. Each byte is right to its rounding.
+void yuv420_to_rgb(const YuvFrame& frame, uint8_t* rgb, const std::string& isa);
+void rgb_to_yuv420(const uint8_t* rgb, const YuvFrame& frame, const std::string& isa);
+
 // What a fused convolution is packed from: y = leaky_relu(conv(pad(upsample(x))) + bias +
 // residual), or with statistics y = conv(pad(upsample(load(x)))) + bias, where load(x) =
 // leaky_relu(x*scale + shift, load_slope) + residual; scale is 1 and shift 0 where they are not

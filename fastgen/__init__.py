@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastgen.exporters import export_onnx
     from fastgen.generator import Generator, generate
     from fastgen.generators import list_generators, load_generator
+    from fastgen.live import LiveStats, stylize_live
     from fastgen.stabilizer import Stabilizer
     from fastgen.styles import list_styles, load_style
     from fastgen.stylizer import StreamStats, Stylizer, stylize
@@ -34,6 +35,7 @@ __all__ = [
     "Generator",
     "ImageError",
     "Mask",
+    "LiveStats",
     "Stabilizer",
     "StreamStats",
     "Stylizer",
@@ -48,6 +50,7 @@ __all__ = [
     "ops",
     "save_checkpoint",
     "stylize",
+    "stylize_live",
     "stylize_video",
     "video",
 ]
@@ -60,6 +63,7 @@ _HOME = {
     "Generator": "generator",
     "ImageError": "errors",
     "Mask": "_masks",
+    "LiveStats": "live",
     "Stabilizer": "stabilizer",
     "StreamStats": "stylizer",
     "Stylizer": "stylizer",
@@ -73,6 +77,7 @@ _HOME = {
     "ops": "",
     "save_checkpoint": "checkpoint",
     "stylize": "stylizer",
+    "stylize_live": "live",
     "stylize_video": "video",
     "video": "",
 }

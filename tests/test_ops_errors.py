@@ -120,6 +120,48 @@ def test_a_style_part_is_for_one_size() -> None:
         ops.conv_concat(X[:, :2, 1:], part, packed)
 
 
+def test_what_a_call_remembers_lets_nothing_wrong_pass() -> None:
+    # The same shapes again, which are not checked anew, with something else that does not fit.
+    packed, content = _concat(), torch.rand(1, 2, 5, 7)
+    part = packed.style_part(torch.rand(1, 1, 5, 7))
+    norm = ops.pack_conv_instance_norm(torch.rand(2, 2, 3, 3), padding=1)
+    pair = torch.ones(1, 2), torch.zeros(1, 2)
+    for _ in range(2):
+        ops.conv_concat(content, part, packed)
+        ops.conv_instance_norm(content, norm, norm=pair)
+        ops.concat_features(content, content)
+    with pytest.raises(TypeError, match="give both as the same kind"):
+        ops.conv_concat(content.numpy(), part, packed)
+    with pytest.raises(TypeError, match="were packed for float32"):
+        ops.conv_concat(content.half(), part, packed)
+    with pytest.raises(ValueError, match="impl is 'cuda', these weights were packed for"):
+        ops.conv_concat(content, part, packed, impl="cuda")
+    with pytest.raises(ValueError, match="other weights"):
+        ops.conv_concat(content, part, _concat())
+    for bad, kind, message in (
+        ((pair[0].double(), pair[1].double()), TypeError, "norm's scale is torch.float64"),
+        ((pair[0], pair[1].half()), TypeError, "norm's shift is torch.float16"),
+        ((pair[0], pair[1][:, :1]), ValueError, "norm's shift has the shape"),
+        ((pair[0], None), TypeError, "norm's shift is a NoneType"),
+        ((pair[0], pair[1].numpy()), TypeError, "same kind"),
+        ((pair[0].to_sparse(), pair[1]), TypeError, "layout"),
+        (pair[0], TypeError, "must be the pair"),
+    ):
+        with pytest.raises(kind, match=message):
+            ops.conv_instance_norm(content, norm, norm=bad)
+    for layout in (torch.Tensor.to_sparse, torch.Tensor.to_mkldnn):
+        with pytest.raises(TypeError, match="x has the layout"):
+            ops.conv_instance_norm(layout(content), norm, norm=pair)
+        with pytest.raises(TypeError, match="content has the layout"):
+            ops.concat_features(layout(content), content)
+        with pytest.raises(TypeError, match="style has the layout"):
+            ops.concat_features(content, layout(content))
+    with pytest.raises(TypeError, match="style is float64 and content float32"):
+        ops.concat_features(content, content.double())
+    with pytest.raises(TypeError, match="style is a NoneType"):
+        ops.concat_features(content, None)
+
+
 @pytest.mark.parametrize("op", ops.OPS)
 @pytest.mark.parametrize("impl", ops.IMPLS)
 def test_a_named_implementation_never_falls_back(op: str, impl: str) -> None:

@@ -181,8 +181,8 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
                   phase_count(0, out->domain_columns, p.rx, s.out.w);
   out->products = out->flops / 2;
   if (winograd_)
-    out->products = 6.0 * winograd_points() * phases_.size() * winograd_inputs() * spec_.outputs *
-                    s.images * ceil_div(out->domain_rows, winograd_rows_) *
+    out->products = 6.0 * winograd_points() * winograd_taps() * phases_.size() * winograd_inputs() *
+                    spec_.outputs * s.images * ceil_div(out->domain_rows, winograd_rows_) *
                     ceil_div(out->domain_columns, winograd_);
   if (rows_) out->products = rows_products(s);
 }

@@ -174,9 +174,10 @@ class Conv {
     int64_t total() const { return panel + v + m + rows; }
   };
   void winograd_size();
-  int winograd_points() const {
-    return winograd_rows_ + 6 - winograd_;
-  }  // down; across there are 6
+  // Rows of taps that every product keeps, where there is no transform down.
+  int winograd_taps() const { return winograd_rows_ == 1 ? 7 - winograd_ : 1; }
+  // Down; across there are 6.
+  int winograd_points() const { return winograd_rows_ == 1 ? 1 : winograd_rows_ + 6 - winograd_; }
   int winograd_inputs() const { return spec_.inputs * spec_.stride * spec_.stride; }
   void winograd_weights();
   Scratch winograd_scratch(const StepPlan& plan) const;

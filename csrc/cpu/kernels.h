@@ -117,8 +117,8 @@ struct RowsArgs {
   float slope;
 };
 
-// Winograd transforms F(m_y x m_x, r x r) with n_y = m_y + r - 1 = 6 or 4 and m_x + r - 1 = 6 (see
-// winograd.inl).
+// Winograd transforms F(m_y x m_x, r x r) with n_y = m_y + r - 1 = 6 or 4 and m_x + r - 1 = 6, or
+// with n_y = m_y = 1 across only (see winograd.inl).
 struct WinogradInput {
   const float* panel;  // kPanel16 window
   int64_t panel_block, panel_row;

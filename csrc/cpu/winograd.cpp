@@ -1,5 +1,7 @@
 // Winograd convolution F(m_y x m_x, r x r) for stride 1: (m_y + r - 1) * (m_x + r - 1) small matrix
-// products take the place of m_y * m_x * r * r multiply-adds for each pair of channels.
+// products take the place of m_y * m_x * r * r multiply-adds for each pair of channels. Of a large
+// kernel with products of bfloat16 only the rows are transformed: (m_x + r - 1) * r in place of
+// m_x * r * r.
 #include "conv.h"
 
 namespace fastgen {
@@ -32,6 +34,7 @@ struct Transform {
 // G taps G^T of 16 kernels side by side.
 typedef double Lanes[kBlock];
 
+// With one point down: taps G^T, row by row.
 void transform_kernels(const Transform& down, const Transform& across, int r, int n_y,
                        const Lanes* taps, Lanes* full) {
   const auto line = [r](const double* g, const Lanes* x, int stride, double* y) {
@@ -40,6 +43,11 @@ void transform_kernels(const Transform& down, const Transform& across, int r, in
       for (int l = 0; l < kBlock; ++l) sum[l] += g[k] * x[k * stride][l];
     std::copy_n(sum, kBlock, y);
   };
+  if (n_y == 1) {
+    for (int i = 0; i < r * kColumns; ++i)
+      line(across.g[i % kColumns], taps + i / kColumns * r, 1, full[i]);
+    return;
+  }
   Lanes half[6 * 5];
   for (int e = 0; e < n_y; ++e) {
     for (int x = 0; x < r; ++x) line(down.g[e], taps + x, r, half[e * r + x]);
@@ -67,9 +75,13 @@ void Conv::winograd_size() {
     if (p.kh != p.kw || ceil_div(p.kh, spec_.stride) != r) return;
   winograd_ = winograd_rows_ = 7 - r;
   if (!bf16_ || !spec_.fine) return;
-  // Four points down make the error of six, or less, that of a large kernel would be too much.
+  // Four points down make the error of six, or less. That of a large kernel would be too much: none
+  // for 5 rows, where products of bfloat16 take half the time of others; for 4 it would take as
+  // long as to transform both sides and multiply in float32.
   if (r <= 3) {
     winograd_rows_ = 5 - r;
+  } else if (r == 5 && isa_->name == std::string("avx512_bf16")) {
+    winograd_rows_ = 1;
   } else {
     bf16_ = false;
   }
@@ -78,14 +90,15 @@ void Conv::winograd_size() {
 void Conv::winograd_weights() {
   const int r = 7 - winograd_, stride = spec_.stride, inputs = winograd_inputs();
   const int n_y = winograd_points(), elements = n_y * kColumns, step = bf16_ ? 2 : 1;
-  const int64_t words = ceil_div(inputs, step);
+  const int rows = winograd_taps();
+  const int64_t words = ceil_div(inputs, step), per_block = kBlock / step;
   const Transform down(r, n_y), across(r, kColumns);
   size_t total = 0;
   for (const PhaseSpec& p : spec_.phases) {
     Phase phase{p.kh, p.kw, p.dy, p.dx, p.ry, p.rx, total, {}};
     for (int nb : groups_) {
       phase.group.push_back(total);
-      total += size_t(elements) * words * nb * kBlock;
+      total += size_t(elements) * rows * words * nb * kBlock;
     }
     phases_.push_back(std::move(phase));
   }
@@ -116,12 +129,17 @@ void Conv::winograd_weights() {
           Lanes full[6 * kColumns], next[6 * kColumns] = {};
           transform(first + lane, input, full);
           if (bf16_ && input + 1 < inputs) transform(first + lane, input + 1, next);
-          for (int e = 0; e < elements; ++e)
+          const int64_t word = input / step, before = word / per_block * per_block;
+          const int64_t here = std::min(per_block, words - before);  // of the block of inputs
+          for (int e = 0; e < elements * rows; ++e) {
+            const int64_t tap = e / elements, element = e % elements;
+            const int64_t at = (element * words + before) * rows + tap * here + word - before;
             for (int l = 0; l < kBlock; ++l) {
               const float value = static_cast<float>(full[e][l]);
-              to[(e * words + input / step) * lanes + lane + l] =
+              to[at * lanes + lane + l] =
                   bf16_ ? bf16_pair(value, static_cast<float>(next[e][l])) : value;
             }
+          }
         }
       first += lanes;
     }
@@ -148,7 +166,9 @@ Conv::Scratch Conv::winograd_scratch(const StepPlan& p) const {
   Scratch s{};
   s.panel = window(p.tile_rows, span_y_, winograd_rows_) *
             window(p.tile_columns, span_x_, winograd_) * blocks * kBlock;
-  s.v = elements * element_stride(ty * tx * blocks * kBlock, factor_bytes()) * factor_bytes() / 4;
+  s.v = elements *
+        element_stride((ty + winograd_taps() - 1) * tx * blocks * kBlock, factor_bytes()) *
+        factor_bytes() / 4;
   s.m = elements * element_stride(ty * tx * 2 * kBlock, 4);
   s.rows = winograd_rows_ * tx * winograd_ * 2 * kBlock;
   return s;
@@ -197,28 +217,30 @@ void Conv::winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack)
   const auto micro = bf16_ ? isa_->micro_bf16 : isa_->micro;
   const int ty = static_cast<int>(ceil_div(t.rows, size));
   const int tx = static_cast<int>(ceil_div(t.columns, winograd_));
-  const int tiles = ty * tx;
+  const int tiles = ty * tx, taps = winograd_taps();
 
   WinogradInput in{};
   in.panel_block = pack.dst_block;
   in.panel_row = pack.dst_row;
   in.blocks = static_cast<int>(blocks_of(inputs));
-  in.tiles_y = ty;
+  in.tiles_y = ty + taps - 1;
   in.tiles_x = tx;
   in.m_y = size;
   in.m_x = winograd_;
   in.n_y = winograd_points();
   in.bf16 = bf16_;
   in.out = v;
-  in.out_element = element_stride(int64_t{in.blocks} * tiles * kBlock, factor_bytes());
+  in.out_element = element_stride(int64_t{in.blocks} * in.tiles_y * tx * kBlock, factor_bytes());
 
   static const float zeros[2 * kBlock] = {};
   MicroArgs a{};
   a.bias = zeros;
-  a.panel_block = int64_t{tiles} * kBlock;
+  a.panel_block = int64_t{in.tiles_y} * tx * kBlock;
+  a.panel_row = int64_t{tx} * kBlock;
   a.blocks = in.blocks;
   a.last = static_cast<int>(words - (in.blocks - 1) * kBlock / step) * step;
-  a.kh = a.kw = 1;
+  a.kh = taps;
+  a.kw = 1;
   a.channels = a.pixel = kBlock;
   FinishArgs f = finish_args(c);
   WinogradOutput o{};
@@ -240,7 +262,7 @@ void Conv::winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack)
       const int pieces = static_cast<int>(ceil_div(tiles, isa_->pixels[nb]));
       o.in_element = element_stride(int64_t{tiles} * lanes, 4);
       for (int e = 0; e < elements; ++e) {
-        a.weights = weights_.data() + phase.group[g] + e * words * lanes;
+        a.weights = weights_.data() + phase.group[g] + e * taps * words * lanes;
         for (int piece = 0; piece < pieces; ++piece) {
           const int first = tiles * piece / pieces, last = tiles * (piece + 1) / pieces;
           a.panel =

@@ -11,6 +11,8 @@
 constexpr float kPointA = 2.0f / 3.0f, kPointB = 1.5f;
 
 // y = B^T x: every row has the coefficients of the product of (p - other points).
+inline void winograd_line(const vf (&x)[1], vf (&y)[1]) { y[0] = x[0]; }
+
 inline void winograd_line(const vf (&x)[4], vf (&y)[4]) {
   y[0] = x[2] - x[0];
   y[1] = x[1] + x[2];
@@ -66,11 +68,14 @@ void winograd_input_of(const WinogradInput& a) {
 }
 
 void winograd_input(const WinogradInput& a) {
+  if (a.bf16 && a.n_y == 1) return winograd_input_of<1, bf16>(a);
   if (a.bf16) return a.n_y == 4 ? winograd_input_of<4, bf16>(a) : winograd_input_of<6, bf16>(a);
   winograd_input_of<6, float>(a);
 }
 
 // y = A^T x: y[k] = sum of point^k * x, infinity in the last one.
+inline void winograd_values(const vf (&x)[1], vf (&y)[1]) { y[0] = x[0]; }
+
 template <int M>
 inline void winograd_values(const vf (&x)[4], vf (&y)[M]) {
   y[0] = x[0] + x[1] + x[2];
@@ -124,7 +129,7 @@ void winograd_output_of(const WinogradOutput& a) {
 void winograd_output(const WinogradOutput& a) {
   switch (a.m_x) {
     case 2:
-      return winograd_output_of<6, 2, 2>(a);
+      return a.m_y == 1 ? winograd_output_of<1, 1, 2>(a) : winograd_output_of<6, 2, 2>(a);
     case 3:
       return winograd_output_of<6, 3, 3>(a);
     case 4:

@@ -11,6 +11,7 @@ app = Commands(
     {
         "stylize": ("fastgen.cli.stylize:stylize", "Paint photos in a style."),
         "video": ("fastgen.cli.video:video", "Paint every frame of a video."),
+        "live": ("fastgen.cli.live:live", "Paint a camera or stream as it is seen."),
         "styles": ("fastgen.cli.styles:styles", "List the shipped styles."),
         "generate": (
             "fastgen.cli.generate:generate",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 import sys
 import time
@@ -11,21 +10,11 @@ from typing import Any
 
 import click
 
-from fastgen.cli._app import report, style_error
+from fastgen.cli._app import Size, report, style_error
 
 __all__ = ["video"]
 
 DEFAULT_STYLE = "starry_night.small"
-
-
-class _Size(click.ParamType):
-    name = "WIDTHxHEIGHT"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
-        match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", str(value))
-        if match is None or not all(int(v) for v in match.groups()):
-            self.fail(f"{value!r} is no size such as 1280x720", param, ctx)
-        return int(match[1]), int(match[2])
 
 
 @click.command()
@@ -73,7 +62,7 @@ class _Size(click.ParamType):
 @click.option("--preset", help="The encoder's speed preset.")
 @click.option("--no-sound", is_flag=True, help="Leave sound and subtitles out.")
 @click.option("--resume", is_flag=True, help="Go on where the same command was interrupted.")
-@click.option("--raw-size", type=_Size(), help="SOURCE - is plain rgb24 of this size, not y4m.")
+@click.option("--raw-size", type=Size(), help="SOURCE - is plain rgb24 of this size, not y4m.")
 @click.option(
     "--pipe",
     type=click.Choice(["y4m", "rgb24"]),

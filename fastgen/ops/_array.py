@@ -81,12 +81,11 @@ def describe(x: Any) -> Described:
     return x.data_ptr(), x.shape, x.stride(), code
 
 
-def dense(x: Any, known: tuple[int, ...] | None = None) -> tuple[Any, Dense]:
+def dense(x: Any) -> tuple[Any, Dense]:
     """A (N,C,H,W) tensor, or a contiguous copy where it is dense in neither order.
 
     Args:
         x: as for :func:`describe`.
-        known: the shape of a tensor, where the caller has asked for it already.
 
     Returns:
         The tensor, to be kept alive, and its description.
@@ -106,7 +105,7 @@ def dense(x: Any, known: tuple[int, ...] | None = None) -> tuple[Any, Dense]:
         last = x.is_contiguous(memory_format=sys.modules["torch"].channels_last)
         if not last:
             x = x.contiguous()
-    return x, (x.data_ptr(), known or x.shape, last, code_)
+    return x, (x.data_ptr(), x.shape, last, code_)
 
 
 def address(x: Any) -> int:

@@ -32,7 +32,7 @@ MAX_KERNEL = 15
 MAX_PADDING = 1024
 
 _NUMPY = {np.dtype(name): name for name in ("float32", "float16", "float64")}
-_TORCH: dict[Any, str] = {}  # names of torch's dtypes that have been met
+TORCH: dict[Any, str] = {}  # names of torch's dtypes that have been met
 
 
 def dtype_name(name: str, x: Any) -> str:
@@ -55,7 +55,7 @@ def dtype_name(name: str, x: Any) -> str:
         raise TypeError(
             f"{name} is a {type(x).__name__}, must be a torch tensor or numpy array; convert it"
         )
-    found = _TORCH.get(x.dtype)
+    found = TORCH.get(x.dtype)
     if found is None:
         found = str(x.dtype)[6:]  # torch.float32
         if found not in DTYPES:
@@ -63,7 +63,7 @@ def dtype_name(name: str, x: Any) -> str:
                 f"{name} has the dtype {found}, must be {', '.join(DTYPES)}; convert it with .to"
             )
         if not torch.compiler.is_compiling():
-            _TORCH[x.dtype] = found
+            TORCH[x.dtype] = found
     if x.layout is not torch.strided:
         raise TypeError(f"{name} has the layout {x.layout}, must be dense; use to_dense()")
     return found

@@ -6,6 +6,7 @@ Results are freshly allocated, of the kind of the input.
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -29,7 +30,7 @@ except ImportError as error:
     _REASON = str(error)
     _C = None
 
-__all__ = ["concat_features", "gram_matrix", "why_not"]
+__all__ = ["concat_features", "concat_plain", "gram_matrix", "why_not"]
 
 
 @cache
@@ -88,6 +89,53 @@ def concat_features(content: Any, style: Any, isa: str = "") -> Any:
     style, b = _described_style(style, n, h, w)
     out = empty(content, (n, channels + b[1][1], h, w), a[2])
     _C.concat_features(*a, *b, address(out), a[2], isa)
+    return out
+
+
+def concat_plain(content: Any, style: Any, code: int) -> Any:
+    """:func:`concat_features` of tensors in as few steps as can be; None where they need more.
+
+    Args:
+        content: of a dtype that the kernels take.
+        style: of the same dtype.
+        code: of this dtype.
+    """
+    torch = sys.modules["torch"]
+    strided = torch.strided
+    if content.layout is not strided or style.layout is not strided:
+        return None
+    try:
+        shape, other = content.shape, style.shape
+    except RuntimeError:  # a nested tensor
+        return None
+    if len(shape) != 4 or 0 in shape or 0 in other:
+        return None
+    n, channels, h, w = shape
+    last = not content.is_contiguous()
+    if last and not content.is_contiguous(memory_format=torch.channels_last):
+        return None
+    strides: bool | tuple[int, ...] = last
+    if len(other) == 2:
+        batch, more = other
+        if (batch != n and batch != 1) or not style.is_contiguous():
+            return None
+        strides = (more if batch == n else 0, 1, 0, 0)
+    else:
+        if len(other) != 4 or other[0] != n or other[2] != h or other[3] != w:
+            return None
+        more, strides = other[1], not style.is_contiguous()
+        if strides and not style.is_contiguous(memory_format=torch.channels_last):
+            return None
+    sizes, dtype = (n, channels + more, h, w), content.dtype
+    if last:
+        out = torch.empty(*sizes, dtype=dtype, memory_format=torch.channels_last)
+    else:
+        out = torch.empty(*sizes, dtype=dtype)
+    _C.concat_features(
+        *(content.data_ptr(), shape, last, code),
+        *(style.data_ptr(), (n, more, h, w), strides, code),
+        *(out.data_ptr(), last, ""),
+    )
     return out
 
 

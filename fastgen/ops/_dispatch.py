@@ -133,14 +133,15 @@ def is_direct(*tensors: Any) -> bool:
     Args:
         tensors: torch tensors on one device, or None behind the first one.
     """
-    import torch
-
-    if torch.compiler.is_compiling():
-        return False
     global _state
     if _state is None:
+        import torch
+
+        if torch.compiler.is_compiling():
+            return False
         c = torch._C
         _state = (
+            torch.compiler.is_compiling,
             c.is_grad_enabled,
             c._len_torch_dispatch_stack,
             c._len_torch_function_stack,
@@ -148,8 +149,21 @@ def is_direct(*tensors: Any) -> bool:
             c._get_tracing_state,
             torch.autograd.forward_ad,
             torch.Tensor,
+            torch.nn.Parameter,
         )
-    grad_enabled, modes, function_modes, transform, tracing, forward, plain = _state
+    (
+        compiling,
+        grad_enabled,
+        modes,
+        function_modes,
+        transform,
+        tracing,
+        forward,
+        plain,
+        parameter,
+    ) = _state
+    if compiling():  # first of all: a compiler must not trace the rest
+        return False
     if (
         tensors[0].is_meta  # the others are where the first one is
         or modes()
@@ -164,7 +178,7 @@ def is_direct(*tensors: Any) -> bool:
         # A Parameter without gradient is as plain as a Tensor; other subclasses may do anything.
         # A tensor that is stored with the opposite sign is made an ordinary one by torch.
         if tensor is not None and (
-            (type(tensor) is not plain and type(tensor) is not torch.nn.Parameter)
+            (type(tensor) is not plain and type(tensor) is not parameter)
             or (grad and tensor.requires_grad)
             or tensor.is_neg()
         ):

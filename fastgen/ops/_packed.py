@@ -14,6 +14,8 @@ from fastgen.ops._spec import ConvSpec
 
 __all__ = ["PackedConv", "PackedConvConcat", "StylePart", "find", "fold"]
 
+MOST_SIZES = 64  # of inputs, remembered for each packing
+
 # Packed weights that are alive, by key: how torch.ops.fastgen finds the packing of the weights that
 # it is given. Keys are random, so that one in a saved program never meets another's weights.
 _alive: weakref.WeakValueDictionary[int, PackedConv] = weakref.WeakValueDictionary()
@@ -137,6 +139,7 @@ class StylePart:
         self.height = height
         self.width = width
         self.packed = packed
+        self.fits: set[tuple[int, ...]] = set()  # shapes of contents that have been checked
         self._last: Any = None
 
     def beside(self, content: Any) -> Any:
@@ -144,11 +147,13 @@ class StylePart:
 
         Otherwise every call would turn it anew, which takes longer than the convolution.
         """
-        step = content.strides[1] // content.itemsize if isinstance(content, np.ndarray) else 0
-        if (step or content.stride(1)) != 1 or self.value.shape[1] == 1:
+        array = isinstance(content, np.ndarray)
+        if (content.strides[1] // content.itemsize if array else content.stride(1)) != 1:
             return self.value
         if self._last is None:
-            if isinstance(self.value, np.ndarray):
+            if self.value.shape[1] == 1:
+                self._last = self.value
+            elif isinstance(self.value, np.ndarray):
                 rows = np.ascontiguousarray(self.value.transpose(0, 2, 3, 1))
                 self._last = rows.transpose(0, 3, 1, 2)
             else:
@@ -156,6 +161,12 @@ class StylePart:
 
                 self._last = self.value.contiguous(memory_format=torch.channels_last)
         return self._last
+
+    def remember(self, shape: tuple[int, ...]) -> None:
+        """Contents of this shape have been checked, and so has the value for them."""
+        if len(self.fits) >= MOST_SIZES:
+            self.fits.clear()
+        self.fits.add(tuple(shape))
 
     def __repr__(self) -> str:
         n, o, _, _ = self.value.shape

@@ -13,7 +13,6 @@ from fastgen.ops._packed import PackedConv
 __all__ = ["conv_bn_leaky_relu", "pack_conv_bn"]
 
 _OP = "conv_bn_leaky_relu"
-_MOST_SIZES = 64  # remembered for each packed convolution
 
 
 def conv_bn_leaky_relu(
@@ -225,7 +224,7 @@ def check_packed_input(x: Any, packed: PackedConv, direct: bool) -> tuple[int, i
     except (KeyError, RuntimeError):  # RuntimeError: a nested tensor
         pass
     found = check_input(x, packed.shape, packed.geometry)
-    if len(packed.sizes) >= _MOST_SIZES:
+    if len(packed.sizes) >= _packed.MOST_SIZES:
         packed.sizes.clear()
     packed.sizes[tuple(x.shape)] = found
     return found

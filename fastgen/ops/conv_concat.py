@@ -204,6 +204,10 @@ def style_part(
 
 
 def _apply(content: Any, dtype: str, style: Any, packed: PackedConvConcat, impl: str) -> Any:
+    if isinstance(style, StylePart):
+        usual = _usual(content, dtype, style, packed, impl)
+        if usual is not None:
+            return usual
     _, _, h, w = _check.features("content", content)
     if not isinstance(style, StylePart):
         check_style(content, style)
@@ -220,7 +224,30 @@ def _apply(content: Any, dtype: str, style: Any, packed: PackedConvConcat, impl:
     direct = isinstance(content, ndarray) or _dispatch.is_direct(content, value)
     if direct:
         value = style.beside(content)
-    return apply_packed(content, dtype, packed.content, value, impl, direct)
+    y = apply_packed(content, dtype, packed.content, value, impl, direct)
+    if direct:
+        style.remember(content.shape)
+    return y
+
+
+def _usual(content: Any, dtype: str, style: StylePart, packed: PackedConvConcat, impl: str) -> Any:
+    """The call on the CPU with a size that has been checked; None where one must look closely."""
+    conv, value = packed.content, style.value
+    array = isinstance(content, ndarray)
+    if (
+        conv.impl != "cpu"
+        or style.packed is not packed
+        or isinstance(value, ndarray) is not array
+        or not (array or _dispatch.is_direct(content, value))
+    ):
+        return None
+    try:
+        if content.shape not in style.fits:
+            return None
+    except RuntimeError:  # a nested tensor
+        return None
+    _packed.check_use(conv, _CONV, content, dtype, impl)
+    return conv.module.conv(content, conv.handle, style.beside(content))
 
 
 def _pack(

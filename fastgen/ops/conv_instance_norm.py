@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from numpy import ndarray
@@ -20,6 +21,7 @@ __all__ = ["conv_instance_norm", "pack_conv_instance_norm"]
 
 _OP = "conv_instance_norm"
 _PAIR = (tuple, list)
+_DEFAULTS = (1e-5, 1, 0, "zeros", 1, 1.0)  # of eps, geometry and load_slope
 
 
 def conv_instance_norm(
@@ -82,19 +84,18 @@ def conv_instance_norm(
     Source: Ulyanov, Vedaldi, Lempitsky, *Instance Normalization: The Missing Ingredient for Fast
     Stylization*, 2016.
     """
-    dtype = _check.dtype_name("x", x)
     if isinstance(weight, PackedConv):
-        if not (
-            bias is gamma is beta is None
-            and eps == 1e-5
-            and stride == upsample == load_slope == 1
-            and padding == 0
-            and padding_mode == "zeros"
-        ):
+        geometry = (eps, stride, padding, padding_mode, upsample, load_slope)
+        if not (bias is gamma is beta is None and geometry == _DEFAULTS):
             raise TypeError(
                 "packed weights already have bias, norm, slope and geometry; leave them out"
             )
-        return _apply_packed(x, dtype, weight, norm, residual, impl)
+        if residual is None and norm is not None:
+            usual = _usual(x, weight, norm, impl)
+            if usual is not None:
+                return usual
+        return _apply_packed(x, _check.dtype_name("x", x), weight, norm, residual, impl)
+    dtype = _check.dtype_name("x", x)
     check_parameters(weight, (bias, gamma, beta), eps, stride, padding, padding_mode, upsample)
     _check.same_kind("weight", weight, "x", x, dtype=False)
     load_slope = _check.slope("load_slope", load_slope)
@@ -249,15 +250,7 @@ def _apply_packed(
 ) -> Any:
     _packed.check_use(packed, _OP, x, dtype, impl)
     scale, shift = norm if isinstance(norm, _PAIR) and len(norm) == 2 else (None, None)
-    if isinstance(x, ndarray):
-        direct = True
-    elif residual is None and scale is not None and packed.impl == "cpu":
-        direct = _dispatch.is_direct(x, scale, shift)
-        shape = _usual_shape(packed, x, scale, shift) if direct else None
-        if shape:
-            return packed.module.conv_norm(x, packed.handle, scale, shift, None, shape)
-    else:
-        direct = _dispatch.is_direct(x, scale, shift, residual)
+    direct = isinstance(x, ndarray) or _dispatch.is_direct(x, scale, shift, residual)
     check_packed_input(x, packed, direct)
     scale, shift = _check_load(x, dtype, norm, packed.load_slope, residual)
     x, residual = _check.as_dense(x), None if residual is None else _check.as_dense(residual)
@@ -268,26 +261,32 @@ def _apply_packed(
     return _register.call(_OP, x, weight, bias, gamma, beta, *rest, packed.impl, packed.key)
 
 
-def _usual_shape(packed: PackedConv, x: Any, scale: Any, shift: Any) -> tuple[int, ...] | None:
-    """The shape of x, if it and its norm are what nearly every call has; else look closely."""
+def _usual(x: Any, packed: PackedConv, norm: Any, impl: str) -> Any:
+    """The call, if it is what nearly every one on the CPU is; None where one must look closely."""
+    if (
+        _check.TORCH.get(getattr(x, "dtype", None)) != packed.dtype
+        or packed.impl != "cpu"
+        or packed.op != _OP
+        or (impl != "auto" and impl != "cpu")
+        or type(norm) not in _PAIR
+        or len(norm) != 2
+    ):
+        return None
+    scale, shift = norm
+    if scale is None or shift is None or not _dispatch.is_direct(x, scale, shift):
+        return None
     try:
-        shape: tuple[int, ...] = x.shape
+        shape, kind = x.shape, scale.dtype
         if (
-            shift is not None
-            and shape in packed.sizes
-            and scale.shape == shift.shape == (shape[0], shape[1])
-            and scale.is_cpu
-            and shift.is_cpu
-            and (scale.dtype is shift.dtype is x.dtype or packed.dtype != "float32")
-            and (packed.dtype == "float32" or _all_float32(scale, shift))
-            and scale.is_contiguous()
-            and shift.is_contiguous()
+            shape not in packed.sizes
+            or not (x.is_cpu and scale.is_cpu and shift.is_cpu)
+            or kind is not shift.dtype
+            or _check.TORCH.get(kind) != "float32"
+            or not (scale.shape == shift.shape == (shape[0], shape[1]))
+            or not (scale.is_contiguous() and shift.is_contiguous())
+            or x.layout is not sys.modules["torch"].strided
         ):
-            return shape
+            return None
     except RuntimeError:  # another layout
-        pass
-    return None
-
-
-def _all_float32(*tensors: Any) -> bool:
-    return all(_check.dtype_name("norm", tensor) == "float32" for tensor in tensors)
+        return None
+    return packed.module.conv_norm_plain(x, packed.handle, scale, shift, shape)

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import sys
+import time as clock
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -16,8 +17,9 @@ import numpy as np
 
 from fastgen.image import DEFAULT_MAX_PIXELS
 from fastgen.video._av import av_module, errors
+from fastgen.video._convert import Color, Converter, color_of
 
-__all__ = ["Clip", "Color", "Frame", "is_pattern", "read", "resample"]
+__all__ = ["Clip", "Frame", "is_pattern", "pictures", "read", "resample"]
 
 DEFAULT_RATE = Fraction(25)
 _NUMBER = re.compile(r"%(0?)(\d*)d")
@@ -36,16 +38,6 @@ class Frame:
     image: np.ndarray
     time: Fraction
     index: int
-
-
-@dataclass(frozen=True)
-class Color:
-    """How YCbCr becomes RGB, as numbers of ITU-T H.273; 2 is unspecified."""
-
-    space: int = 2
-    range: int = 0
-    primaries: int = 2
-    transfer: int = 2
 
 
 @dataclass
@@ -227,7 +219,7 @@ def _container(name: str, max_height: int | None, hwaccel: str | None, max_pixel
             f"{shown}: frames of {context.width}x{context.height} are above the limit of "
             f"{max_pixels} pixels; raise max_pixels for a file that you trust"
         )
-    decoder = _decode(container, stream, shown, max_height, max_pixels)
+    decoder = _decode(container, stream, shown, Converter(max_height), max_pixels)
     first = next(decoder, None)
     if first is None:
         container.close()
@@ -274,12 +266,22 @@ def _hwaccel(device: str) -> Any:
         raise ValueError(f"hwaccel {device!r} cannot be used here: {error}") from None
 
 
-def _decode(
-    container: Any, stream: Any, name: str, max_height: int | None, max_pixels: int
-) -> Iterator[tuple[Frame, Color, int]]:
-    """Frames, how their colours are meant, and the damaged packets so far."""
+def pictures(
+    container: Any, stream: Any, name: str, max_pixels: int
+) -> Iterator[tuple[Any, Fraction, int]]:
+    """Decoded pictures, their times, and the packets so far that could not be decoded.
+
+    Args:
+        container: open for reading.
+        stream: its video.
+        name: for messages.
+        max_pixels: largest width*height.
+
+    Raises:
+        ValueError: a larger picture, or the source fails.
+    """
     av = av_module()
-    damaged = index = 0
+    damaged = 0
     last: Fraction | None = None
     step = 1 / Fraction(stream.average_rate or DEFAULT_RATE)
     tick = Fraction(stream.time_base)
@@ -292,6 +294,12 @@ def _decode(
             decoded = packet.decode()
         except av.error.EOFError:
             return
+        except av.error.BlockingIOError:
+            clock.sleep(
+                0.005
+            )  # a camera that has nothing new; only some systems wait by themselves
+            packets = container.demux(stream)
+            continue
         except (av.error.InvalidDataError, av.error.ValueError):
             damaged += 1
             continue
@@ -309,41 +317,16 @@ def _decode(
             elif last is not None and time <= last:
                 time = last + tick  # broken files; a later time is needed for the writer
             last = time
-            yield Frame(_rgb(picture, max_height), time, index), _color(picture), damaged
-            index += 1
+            yield picture, time, damaged
 
 
-def _color(picture: Any) -> Color:
-    return Color(
-        int(picture.colorspace),
-        int(picture.color_range),
-        int(picture.color_primaries),
-        int(picture.color_trc),
-    )
-
-
-def _rgb(picture: Any, max_height: int | None) -> np.ndarray:
-    from av.video.reformatter import ColorRange, Interpolation
-
-    turned = picture.rotation % 180 != 0
-    width, height = picture.width, picture.height
-    upright = width if turned else height
-    if max_height is not None and upright > max_height:
-        factor = max_height / upright
-        # Even sides, so that every codec takes them.
-        width, height = (max(2, 2 * round(s * factor / 2)) for s in (width, height))
-    image: np.ndarray = picture.to_ndarray(
-        format="rgb24",
-        width=width,
-        height=height,
-        interpolation=(Interpolation.AREA if width != picture.width else Interpolation.BICUBIC)
-        | Interpolation.ACCURATE_RND
-        | Interpolation.FULL_CHR_H_INT,
-        src_color_range=picture.color_range or None,
-        dst_color_range=ColorRange.JPEG,
-    )
-    quarters = round(picture.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(image, quarters)) if quarters else image
+def _decode(
+    container: Any, stream: Any, name: str, convert: Converter, max_pixels: int
+) -> Iterator[tuple[Frame, Color, int]]:
+    """Frames, how their colours are meant, and the damaged packets so far."""
+    found = pictures(container, stream, name, max_pixels)
+    for index, (picture, time, damaged) in enumerate(found):
+        yield Frame(convert(picture), time, index), color_of(picture), damaged
 
 
 # ---------------------------------------------------------------------- numbered pictures, pipes

@@ -16,7 +16,8 @@ import numpy as np
 
 from fastgen.checkpoint import atomic_write
 from fastgen.video._av import av_module, errors
-from fastgen.video._write import Encoding, check_frame, make_frame, open_encoder, set_up
+from fastgen.video._convert import Framer
+from fastgen.video._write import Encoding, check_frame, open_encoder, set_up
 
 __all__ = ["Segments", "join"]
 
@@ -49,6 +50,7 @@ class Segments:
     ) -> None:
         self.folder = folder
         self.encoding = encoding
+        self._frame = Framer(encoding)
         self._file: Any = None
         self._encoder: Any = None
         self._temporary = folder / "open.part"
@@ -98,7 +100,7 @@ class Segments:
         if self._last is not None and ticks <= self._last:
             ticks = self._last + 1
         self._last = ticks
-        self._encode(make_frame(image, encoding, ticks))
+        self._encode(self._frame(image, ticks))
         self.frames += 1
         self._count += 1
         if self._count == FRAMES:

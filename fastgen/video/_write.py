@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fastgen.video._av import av_module, errors
-from fastgen.video._read import Clip, Color, check_rate, is_pattern
+from fastgen.video._convert import Color, Framer
+from fastgen.video._read import Clip, check_rate, is_pattern
 
 __all__ = ["Encoding", "Writer", "check_codec", "encoding_for", "open_encoder", "set_up", "write"]
 
@@ -145,44 +146,6 @@ def set_up(context: Any, encoding: Encoding) -> None:
         context.color_primaries, context.color_trc = color.primaries, color.transfer
 
 
-def make_frame(image: np.ndarray, encoding: Encoding, ticks: int) -> Any:
-    """An RGB picture as a frame of the encoding's pixel format."""
-    av = av_module()
-    if encoding.pixel_format == "pal8":
-        frame = _palette_frame(av, image)
-    else:
-        from av.video.reformatter import ColorRange, Interpolation
-
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-        if encoding.pixel_format != "rgb24":
-            is_yuv = encoding.pixel_format.startswith("yuv")
-            frame = frame.reformat(
-                format=encoding.pixel_format,
-                interpolation=Interpolation.AREA | Interpolation.ACCURATE_RND,
-                dst_colorspace=_swscale_space(encoding.color.space) if is_yuv else None,
-                src_color_range=ColorRange.JPEG,
-                dst_color_range=(encoding.color.range or ColorRange.MPEG) if is_yuv else None,
-            )
-    frame.pts, frame.time_base = ticks, encoding.time_base
-    return frame
-
-
-def _swscale_space(space: int) -> int | None:
-    """swscale's number of a matrix; reading an unspecified one took BT.601, too."""
-    return space if space in (1, 4, 5, 6, 7, 9) else None
-
-
-def _palette_frame(av: Any, image: np.ndarray) -> Any:
-    from PIL import Image
-
-    small = Image.fromarray(image).quantize(256, dither=Image.Dither.FLOYDSTEINBERG)
-    colors = np.array(small.getpalette("RGB") or [0, 0, 0], np.uint8).reshape(-1, 3)
-    palette = np.zeros((256, 4), np.uint8)
-    palette[:, 0] = 255
-    palette[: len(colors), 1:] = colors
-    return av.VideoFrame.from_ndarray((np.asarray(small), palette), format="pal8")
-
-
 class Writer:
     """Takes frames and writes a video; a context manager.
 
@@ -209,6 +172,7 @@ class Writer:
                     self._temporary, "w", format=kinds.get(suffix, suffix[1:])
                 )
                 self._stream = open_encoder(self._container, encoding)
+            self._frame = Framer(encoding)
 
     def write(self, image: np.ndarray, time: Fraction | float | None = None) -> None:
         """Adds a frame.
@@ -232,7 +196,7 @@ class Writer:
                 ticks = self._last + 1
             self._last = ticks
             with errors(self.path):
-                for packet in self._stream.encode(make_frame(image, encoding, ticks)):
+                for packet in self._stream.encode(self._frame(image, ticks)):
                     self._container.mux(packet)
         self.frames += 1
 
@@ -349,12 +313,12 @@ class Pipe:
         self._size = encoding_clip.width, encoding_clip.height
         self._pipe = pipe if pipe is not None else sys.stdout.buffer
         self._kind = kind
-        self._color = encoding_clip.color
         if kind == "y4m":
             width, height = self._size
-            rate = encoding_clip.rate
+            rate, color = encoding_clip.rate, encoding_clip.color
+            self._frame = Framer(Encoding("rawvideo", (), rate, 1 / rate, width, height, color))
             layout = "444" if width % 2 or height % 2 else "420jpeg"
-            full = "XCOLORRANGE=FULL" if self._color.range == 2 else "XCOLORRANGE=LIMITED"
+            full = "XCOLORRANGE=FULL" if color.range == 2 else "XCOLORRANGE=LIMITED"
             head = f"YUV4MPEG2 W{width} H{height} F{rate.numerator}:{rate.denominator} Ip A1:1"
             self._pipe.write(f"{head} C{layout} {full}\n".encode())
 
@@ -363,11 +327,7 @@ class Pipe:
         del time
         check_frame(image, self._size)
         if self._kind == "y4m":
-            width, height = self._size
-            base = Encoding(
-                "rawvideo", (), Fraction(25), Fraction(1, 25), width, height, self._color
-            )
-            planes = make_frame(image, base, self.frames).to_ndarray(channel_last=False)
+            planes = self._frame(image, self.frames).to_ndarray(channel_last=False)
             self._pipe.write(b"FRAME\n")
             self._pipe.write(np.ascontiguousarray(planes).tobytes())
         else:
