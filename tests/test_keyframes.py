@@ -194,6 +194,33 @@ def test_a_blend_over_time(clip: Path, styles: list[str], tmp_path: Path) -> Non
             np.testing.assert_array_equal(read(path), picture)
 
 
+def test_several_styles_are_stabilized_as_one_picture(
+    clip: Path, styles: list[str], tmp_path: Path
+) -> None:
+    mix = fastgen.Stylizer(["none", *styles])
+    index = LEFT * 1 + (np.arange(48) > 20)[:, None] * LEFT
+    options: dict[str, Any] = {"mask": fastgen.Mask(index, feather=2), "preserve_color": 0.5}
+    with video.read(clip, end=0.3) as opened:
+        images = [frame.image for frame in opened]
+    plain = [mix(image, **options) for image in images]
+    stabilizer = fastgen.Stabilizer(mix, strength=1)
+    steady = [stabilizer(image, **options) for image in images]
+    np.testing.assert_array_equal(steady[0], plain[0])
+    assert (steady[-1] != plain[-1]).any()
+    stream = mix.stream(images, stabilize=1.0, **options)
+    np.testing.assert_array_equal(list(stream), steady)
+    out = tmp_path / "%03d.png"
+    folder = tmp_path / "blend"
+    fastgen.stylize_video(
+        clip, out, mix, mask=index, feather=2, preserve_color=0.5, stabilize=1.0, end=0.3
+    )
+    for path, picture in zip(sorted(tmp_path.glob("*.png")), steady, strict=True):
+        np.testing.assert_array_equal(read(path), picture)
+    weights = {styles[0]: {0: 1, 0.5: 0}, styles[1]: 1}
+    fastgen.stylize_video(clip, folder / "%03d.png", weights, stabilize=True, end=0.3)
+    assert len(list(folder.iterdir())) == len(images)
+
+
 def test_masks_of_videos(clip: Path, styles: list[str], tmp_path: Path) -> None:
     mix = fastgen.Stylizer(["none", styles[0]])
     for number in range(12):  # fewer than frames: the last one stays
