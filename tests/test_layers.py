@@ -41,7 +41,15 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
     ("train", ("fastgen.train",)),
     (
         "programs",
-        ("fastgen.cli", "fastgen.__main__", "benchmarks", "tests", "examples", "docs"),
+        (
+            "fastgen.cli",
+            "fastgen.serve",
+            "fastgen.__main__",
+            "benchmarks",
+            "tests",
+            "examples",
+            "docs",
+        ),
     ),
 ]
 LEVEL = {prefix: i for i, (_, prefixes) in enumerate(LAYERS) for prefix in prefixes}
