@@ -80,6 +80,9 @@ struct ConvArgs {
   int stride, upsample, border;
   int phases;  // per axis: 1, or 2 when upsampling became four small convolutions
   int phase_origin_y[kMaxPhases], phase_origin_x[kMaxPhases];  // input position of the first tap
+  // Kernel columns beyond the first that became outputs: output o * (fold + 1) + k is what column k
+  // adds to pixels k further left. 0: none.
+  int fold;
   int rows_of_taps;  // row mode: a tap is a kernel row of kernel_w * channels elements
   int blocks, taps;  // steps of the product: blocks of channels times taps
 
