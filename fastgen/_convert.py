@@ -16,7 +16,14 @@ import numpy as np
 
 from fastgen import image as image_module
 
-__all__ = ["check_color", "check_names", "check_options", "check_strength", "to_batch"]
+__all__ = [
+    "check_color",
+    "check_names",
+    "check_options",
+    "check_strength",
+    "to_batch",
+    "to_device_batch",
+]
 
 Restore = Callable[[np.ndarray], Any]
 
@@ -62,6 +69,36 @@ def to_batch(
         raise ValueError("bgr=True is for arrays and tensors; files and Pillow images are RGB")
     pixels = image_module.pixels_of(image)
     return pixels.rgb[None], lambda result: pixels.image(result[0])
+
+
+def to_device_batch(image: Any, device: int) -> tuple[Any, Callable[[Any], Any]] | None:
+    """A PyTorch tensor on a GPU as the batch (N,3,H,W) that it is, without a copy.
+
+    Args:
+        image: of any type.
+        device: index of the GPU.
+
+    Returns:
+        The batch and the function that gives a result the shape that came in; None for everything
+        that :func:`to_batch` has to convert.
+
+    Raises:
+        ValueError: floats outside 0..1.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(image, torch.Tensor) or not image.is_cuda:
+        return None
+    known = image.dtype in (torch.uint8, torch.float32) and image.layout == torch.strided
+    if not known or image.device.index != device or image.ndim not in (3, 4):
+        return None
+    if image.shape[-3] != 3 or 0 in image.shape:
+        return None
+    batch = image.detach()
+    if batch.dtype != torch.uint8:
+        _check_range(batch)
+    if batch.ndim == 4:
+        return batch, lambda result: result
+    return batch[None], lambda result: result[0]
 
 
 def _is_pillow(image: object) -> bool:

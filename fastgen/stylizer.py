@@ -19,6 +19,7 @@ from fastgen._convert import (
     check_options,
     check_strength,
     to_batch,
+    to_device_batch,
 )
 from fastgen._stream import StreamStats, check_frames, paint_all
 from fastgen.backends._bands import BandInfo, check_bands
@@ -100,8 +101,8 @@ class Stylizer:
         style: name of a shipped style (``fastgen.list_styles()``), path of a ``.safetensors``
             checkpoint, or a ``Checkpoint``. A dict of styles and weights is a blend, a list of
             styles is for the regions of a mask; ``"none"`` in them is the photo itself.
-        backend: ``"auto"`` (the fastest that can run here), ``"tensorrt"``, ``"cpu"`` or
-            ``"torch"``.
+        backend: ``"auto"`` (the fastest that can run here), ``"tensorrt"``, ``"cuda"``, ``"cpu"``
+            or ``"torch"``.
         precision: ``"auto"`` (the fastest here that is not visibly different from fp32) or one
             that the backend has.
         threads: CPU threads; None takes the backend's choice.
@@ -208,6 +209,10 @@ class Stylizer:
         controls = self.check_controls(
             strength, preserve_color, stroke_size, mask, feather, blend, bgr, max_pixels
         )
+        if controls is None:
+            painted = self._paint_on_device(image, strength, preserve_color == 1, bgr)
+            if painted is not None:
+                return painted
         pixels, restore = to_batch(image, bgr=bool(bgr), max_pixels=max_pixels)
         if strength == 0:
             return restore(pixels.copy())
@@ -252,12 +257,24 @@ class Stylizer:
         self, pixels: np.ndarray, strength: float, preserve_color: bool, bgr: bool
     ) -> np.ndarray:
         """Runs the network on a batch (N,H,W,3)."""
-        (input_range, output_range) = self._ranges
-        io = backends.ImageIO(
-            input_range, output_range, float(strength), bool(preserve_color), bool(bgr)
-        )
+        io = self._image_io(strength, preserve_color, bgr)
         with self._lock:
             return self._runner.run(pixels, io, **self._bands)  # type: ignore[no-any-return]
+
+    def _image_io(self, strength: float, preserve_color: bool, bgr: bool) -> backends.ImageIO:
+        return backends.ImageIO(*self._ranges, float(strength), bool(preserve_color), bool(bgr))
+
+    def _paint_on_device(
+        self, image: Any, strength: float, preserve_color: bool, bgr: bool
+    ) -> Any | None:
+        """The result for a tensor on the runner's GPU, which need not leave it; None for others."""
+        run_planar = getattr(self._runner, "run_planar", None)
+        direct = to_device_batch(image, self._runner.device_index) if run_planar else None
+        if run_planar is None or direct is None:
+            return None
+        planes, reshape = direct
+        with self._lock:
+            return reshape(run_planar(planes, self._image_io(strength, preserve_color, bgr)))
 
     def _release(self, shape: tuple[int, ...]) -> None:
         """Gives memory back where it is so short that such batches are run in bands."""
@@ -412,7 +429,7 @@ def stylize(
             network runs on the picture's own pixels.
         mask: where each style of a list is seen; see :class:`fastgen.Mask`.
         feather: pixels on each side of an edge of the mask over which it is soft.
-        backend: ``"auto"``, ``"tensorrt"``, ``"cpu"`` or ``"torch"``.
+        backend: ``"auto"``, ``"tensorrt"``, ``"cuda"``, ``"cpu"`` or ``"torch"``.
         precision: ``"auto"`` or a precision that the backend has.
         bgr: array and tensor channels are in OpenCV's order.
         max_pixels: largest width*height of a file; 100 megapixels unless raised.

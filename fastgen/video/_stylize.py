@@ -195,12 +195,7 @@ def stylize_video(
         if not encoded:
             with Pipe(pipe, clip) if target == "-" else write(target, like=clip) as sink:
                 _run(
-                    clip,
-                    paint,
-                    lambda f: sink.write(f.image, f.time - begin),
-                    (0, 0),
-                    result,
-                    progress,
+                    clip, paint, lambda f: sink.write(f.image, f.time - begin), 0, result, progress
                 )
         else:
             identity = {
@@ -258,9 +253,10 @@ def _encode(
             clip,
             paint,
             lambda f: segments.write(f.image, f.time - begin),
-            (max(0, segments.frames - warm), segments.frames),
+            segments.frames,
             result,
             progress,
+            warm,
         )
         segments.finish()
     except BaseException:
@@ -284,16 +280,16 @@ def _run(
     clip: Clip,
     paint: Callable[[Frame], Any],
     put: Callable[[Frame], None],
-    begin: tuple[int, int],
+    skip: int,
     result: VideoResult,
     progress: Callable[[int, int | None], None] | None,
+    warm: int = 0,
 ) -> None:
     """Reads and writes in threads of their own; this one paints.
 
-    ``begin`` is the first frame that is painted and the first that is written.
+    Of the frames that are skipped the last ``warm`` are painted, but not written.
     """
-    number, skip = begin
-    first = number
+    number = first = max(0, skip - warm)
     busy = result.busy = {"read": 0.0, "paint": 0.0, "write": 0.0}
     stop = threading.Event()
     ahead: queue.Queue[Frame | None] = queue.Queue(AHEAD)
