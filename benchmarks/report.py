@@ -19,7 +19,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 PICTURE = ROOT / "docs" / "images" / "latency.png"
 README = ROOT / "README.md"
-PATTERN = "[!op]*-[0-9]*c-*.json"  # ops-*.json and peers-*.json belong to reports of their own
+PATTERN = "[!gopv]*-[0-9]*c-*.json"  # generate-, ops-, peers- and video- have reports of their own
 MARKS = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 
 

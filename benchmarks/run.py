@@ -4,6 +4,7 @@ python -m benchmarks.run                            everything
 python -m benchmarks.run --only ops [--quick]       the fused operations
 python -m benchmarks.run --only ops -k gram_matrix  some of them; prints, writes nothing
 python -m benchmarks.run --only generate            generation of images (benchmarks/generate)
+python -m benchmarks.run --only video               video end to end (benchmarks/video)
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--only", choices=("latency", "ops", "generate"), help="one kind of measurement"
+        "--only", choices=("latency", "ops", "generate", "video"), help="one kind of measurement"
     )
     parser.add_argument("--quick", action="store_true", help="a minute's look; writes no report")
     parser.add_argument(
@@ -128,6 +129,10 @@ def main() -> int:
     if args.only in (None, "generate"):
         command = [sys.executable, "-m", "benchmarks.generate"]
         command += ["--batches", "1", "--seconds", "1"] if args.quick else ["--save"]
+        codes.append(subprocess.run(command, cwd=ROOT, check=False).returncode)
+    if args.only in (None, "video"):
+        command = [sys.executable, "-m", "benchmarks.video"]
+        command += ["--size", "640x480", "--rounds", "2", "--print"] if args.quick else []
         codes.append(subprocess.run(command, cwd=ROOT, check=False).returncode)
     return max(codes)
 

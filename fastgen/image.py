@@ -14,7 +14,7 @@ import struct
 import zlib
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fastgen.errors import ImageError
 
@@ -29,11 +29,13 @@ __all__ = [
     "PillowPixels",
     "check_max_pixels",
     "decode",
+    "decode_bytes",
     "encode",
     "is_output_suffix",
     "limit_side",
     "pixels_of",
     "save",
+    "upright",
 ]
 
 # 100 megapixels hold every camera photo; above that a small file is more likely an attack.
@@ -146,19 +148,56 @@ def decode(
         file.seek(0)
         if not head:
             raise ImageError(f"{path}: empty file (0 bytes), must be an image")
-        image = _open(path, file, head)
-        _check_size(path, image, max_pixels)
-        if max_side is not None:
-            # Twice the size asked for keeps the later resampling sharp.
-            scale = max(image.size) / (2 * max_side)
-            if scale > 1:
-                image.draft(None, (int(image.width / scale), int(image.height / scale)))
-        try:
-            image.load()
-        except _DAMAGE as error:
-            raise ImageError(f"{path}: truncated or damaged: {_line(error)}") from None
-        except MemoryError:
-            raise _too_large(path, image) from None
+        return _load(path, file, head, max_pixels, max_side)
+
+
+def decode_bytes(
+    data: bytes | bytearray | memoryview,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    formats: tuple[str, ...] = (),
+    name: str = "image",
+) -> PILImage.Image:
+    """Reads an image that is in memory, with the checks of :func:`decode`.
+
+    Args:
+        data: the bytes of the file.
+        max_pixels: largest width*height; checked on the header before anything is decoded.
+        formats: Pillow's names of the formats that are allowed; all that fastgen reads if empty.
+        name: what messages call it.
+
+    Raises:
+        ImageError: empty, not an image, a format that is not allowed, damaged or too large.
+    """
+    check_max_pixels(max_pixels)
+    head = bytes(data[:16])
+    if not head:
+        raise ImageError(f"{name}: empty (0 bytes), must be an image")
+    if formats:
+        plugin = _plugin_of(head)
+        kind = plugin[0].removesuffix("ImagePlugin").upper() if plugin else None
+        if kind not in formats:
+            found = f"is {kind}" if kind else "is no image that fastgen reads"
+            raise ImageError(f"{name}: {found}, must be {' or '.join(formats)}")
+    return _load(name, io.BytesIO(data), head, max_pixels, None)
+
+
+def _load(
+    path: str, file: BinaryIO, head: bytes, max_pixels: int, max_side: int | None
+) -> PILImage.Image:
+    image = _open(path, file, head)
+    _check_size(path, image, max_pixels)
+    if max_side is not None:
+        # Twice the size asked for keeps the later resampling sharp.
+        scale = max(image.size) / (2 * max_side)
+        if scale > 1:
+            image.draft(None, (int(image.width / scale), int(image.height / scale)))
+    try:
+        image.load()
+    except _DAMAGE as error:
+        raise ImageError(f"{path}: truncated or damaged: {_line(error)}") from None
+    except MemoryError:
+        raise _too_large(path, image) from None
     return image
 
 
@@ -167,7 +206,7 @@ def _too_large(path: str, image: PILImage.Image) -> MemoryError:
     return MemoryError(f"{path}: {size} pixels do not fit into memory; shrink the image first")
 
 
-def _open(path: str, file: io.BufferedReader, head: bytes) -> PILImage.Image:
+def _open(path: str, file: BinaryIO, head: bytes) -> PILImage.Image:
     plugin = _plugin_of(head)
     if plugin is None:
         raise ImageError(
@@ -257,7 +296,7 @@ def pixels_of(image: PILImage.Image) -> PillowPixels:
         ) from None
     except _DAMAGE as error:
         raise ImageError(f"image is truncated or damaged: {_line(error)}") from None
-    image = _upright(image)
+    image = upright(image)
     if image.mode == "F" or image.mode.startswith("I"):
         grey, alpha = _deep_grey(image)
         return PillowPixels(np.repeat(grey[:, :, None], 3, axis=2), alpha, None)
@@ -271,7 +310,8 @@ def pixels_of(image: PILImage.Image) -> PillowPixels:
     return PillowPixels(np.array(image), alpha_plane, icc)
 
 
-def _upright(image: PILImage.Image) -> PILImage.Image:
+def upright(image: PILImage.Image) -> PILImage.Image:
+    """Turns an image as its EXIF orientation says."""
     from PIL import Image
 
     try:

@@ -34,13 +34,22 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
             "fastgen.importers",
             *("fastgen.glyphs", "fastgen.generator", "fastgen.generators", "fastgen._pictures"),
             *("fastgen.metrics", "fastgen.calibrate", "fastgen._convert"),
-            *("fastgen._stream", "fastgen.video"),
+            *("fastgen._stream", "fastgen.video", "fastgen._controls", "fastgen._keyframes"),
+            *("fastgen._masks", "fastgen._mix", "fastgen._resize"),
         ),
     ),
     ("train", ("fastgen.train",)),
     (
         "programs",
-        ("fastgen.cli", "fastgen.__main__", "benchmarks", "tests", "examples", "docs"),
+        (
+            "fastgen.cli",
+            "fastgen.serve",
+            "fastgen.__main__",
+            "benchmarks",
+            "tests",
+            "examples",
+            "docs",
+        ),
     ),
 ]
 LEVEL = {prefix: i for i, (_, prefixes) in enumerate(LAYERS) for prefix in prefixes}

@@ -109,6 +109,10 @@ class SwitchingRunner:
         """How the slower runner would run this size in bands, see ``Stylizer.band_info``."""
         return self._slow.band_info(shape, **options)
 
+    def release(self) -> None:
+        """Gives the slower runner's memory back until the next run."""
+        self._slow.release()
+
     def _request(self, shapes: Any) -> None:
         """Starts to get the fast runner ready in the background, one size at a time."""
         key = tuple(sorted(shapes.items()))

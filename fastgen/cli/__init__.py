@@ -12,6 +12,7 @@ app = Commands(
         "stylize": ("fastgen.cli.stylize:stylize", "Paint photos in a style."),
         "video": ("fastgen.cli.video:video", "Paint every frame of a video."),
         "live": ("fastgen.cli.live:live", "Paint a camera or stream as it is seen."),
+        "serve": ("fastgen.cli.serve:serve", "Serve a page and an HTTP interface."),
         "styles": ("fastgen.cli.styles:styles", "List the shipped styles."),
         "generate": (
             "fastgen.cli.generate:generate",

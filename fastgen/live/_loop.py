@@ -29,6 +29,7 @@ from fastgen.video._convert import Converter
 __all__ = ["LiveStats", "stylize_live"]
 
 STAGES = ("in", "paint", "show")
+_OVER = object()
 IDLE = 0.02  # seconds after which a window without a new frame answers to the user
 
 
@@ -258,17 +259,23 @@ def _run(
     thread = threading.Thread(target=painting, name="fastgen painting", daemon=True)
     enlarge = Converter()
     began: float | None = None
+    end = math.inf
     thread.start()
     try:
         while True:
-            item = _next(results, output)
+            item = _next(results, output, end)
+            if item is _OVER:
+                stats.ended = "duration"
+                return
             if not isinstance(item, _Result):
                 stats.ended = "source"
                 if item is not None:
                     raise item
                 return
             started = time.perf_counter()
-            began = item.arrived if began is None else began
+            if began is None:
+                began = item.arrived
+                end = math.inf if duration is None else began + duration
             image = item.image
             if image.shape[1::-1] != (stats.width, stats.height):
                 image = _resized(enlarge, image, (stats.width, stats.height))
@@ -277,9 +284,6 @@ def _run(
             stats.add(item.arrived)
             if progress is not None:
                 progress(stats)
-            if duration is not None and stats.seconds >= duration:
-                stats.ended = "duration"
-                return
     except Closed:
         stats.ended = "closed"
     except KeyboardInterrupt:
@@ -290,15 +294,16 @@ def _run(
         thread.join(timeout=10)
 
 
-def _next(results: queue.Queue[Any], output: Any) -> Any:
-    """The next result; meanwhile a window goes on answering."""
+def _next(results: queue.Queue[Any], output: Any, end: float) -> Any:
+    """The next result, or ``_OVER`` at the time ``end``; a window goes on answering meanwhile."""
     idle = getattr(output, "idle", None)
-    while True:
+    while (left := end - time.perf_counter()) > 0:
         try:
-            return results.get(timeout=0.5 if idle is None else IDLE)
+            return results.get(timeout=min(left, 0.5 if idle is None else IDLE))
         except queue.Empty:
             if idle is not None:
                 idle()
+    return _OVER
 
 
 def _resized(convert: Converter, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

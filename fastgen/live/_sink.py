@@ -153,6 +153,9 @@ class Encoded:
             os.makedirs(folder, exist_ok=True)
             self._target = os.path.join(folder, f".{base}.{os.getpid()}.part")
             kind = FILES[suffix]
+            container_options["flush_packets"] = "1"  # what is written stays when all else fails
+            if kind == "matroska":
+                container_options["cluster_time_limit"] = "1000"
             if kind in ("mp4", "mov"):
                 container_options["movflags"] = "frag_keyframe+empty_moov+default_base_moof"
         elif not scheme:
@@ -218,7 +221,7 @@ class Encoded:
         if not self._is_file:
             return
         with contextlib.suppress(FileNotFoundError):
-            if self.frames:
+            if self.frames and os.path.getsize(self._target):
                 os.replace(self._target, self.name)
             else:
                 os.unlink(self._target)

@@ -212,7 +212,7 @@ def _open_camera(kind: str, address: str, settings: Settings) -> Any:
 
 
 def _open_stream(name: str, settings: Settings) -> Any:
-    # What was buffered while the format was found out comes at once, and is dropped but for the last.
+    # What was read while the format was found out comes at once; all but the last is dropped.
     options = {"rtsp_transport": "tcp"} if name.startswith("rtsp") else {}
     return _open(name, None, options | settings.options, (OPEN_SECONDS, READ_SECONDS))
 
