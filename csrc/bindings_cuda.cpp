@@ -10,8 +10,10 @@
 namespace py = pybind11;
 
 namespace fastgen {
-void bind_cuda_ops(py::module_& m);  // bindings_cuda_ops.cpp
-}
+void bind_cuda_ops(py::module_& m);  // each in bindings_cuda_*.cpp
+void bind_cuda_network(py::module_& m);
+void bind_cuda_dlpack(py::module_& m);
+}  // namespace fastgen
 
 namespace {
 
@@ -83,4 +85,6 @@ PYBIND11_MODULE(_cuda, m) {
       py::arg("strength"), py::arg("preserve_color"), py::arg("bgr"), py::arg("is_byte"),
       py::arg("stream"), py::call_guard<py::gil_scoped_release>());
   fastgen::bind_cuda_ops(m);
+  fastgen::bind_cuda_network(m);
+  fastgen::bind_cuda_dlpack(m);
 }

@@ -394,7 +394,7 @@ struct CudaConvCall {
 };
 
 struct CudaConvPlan {
-  int tile = 0;
+  int tile = 0, width_log = 0;  // of the rectangle of pixels
   int64_t out_height = 0, out_width = 0;
   int64_t blocks_x = 0, blocks_y = 0;
   int threads = 0, shared_bytes = 0;

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastgen import ops, video
+    from fastgen._masks import Mask
     from fastgen.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from fastgen.errors import BackendUnavailable, CheckpointError, FastgenError, ImageError
     from fastgen.exporters import export_onnx
@@ -34,6 +35,7 @@ __all__ = [
     "Generator",
     "ImageError",
     "LiveStats",
+    "Mask",
     "Stabilizer",
     "StreamStats",
     "Stylizer",
@@ -60,6 +62,7 @@ _HOME = {
     "FastgenError": "errors",
     "Generator": "generator",
     "ImageError": "errors",
+    "Mask": "_masks",
     "LiveStats": "live",
     "Stabilizer": "stabilizer",
     "StreamStats": "stylizer",

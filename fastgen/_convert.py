@@ -1,4 +1,4 @@
-"""Images of every accepted type to the batch that backends take, and back.
+"""Arguments: images of every accepted type to the batch that backends take, and back; checks.
 
 A backend takes one C-contiguous batch (N,H,W,3), uint8 0..255 or float32 0..1. ``to_batch`` makes
 it from a path, a Pillow image, an array or a tensor and returns a function that turns the result
@@ -16,7 +16,14 @@ import numpy as np
 
 from fastgen import image as image_module
 
-__all__ = ["to_batch"]
+__all__ = [
+    "check_color",
+    "check_names",
+    "check_options",
+    "check_strength",
+    "to_batch",
+    "to_device_batch",
+]
 
 Restore = Callable[[np.ndarray], Any]
 
@@ -62,6 +69,36 @@ def to_batch(
         raise ValueError("bgr=True is for arrays and tensors; files and Pillow images are RGB")
     pixels = image_module.pixels_of(image)
     return pixels.rgb[None], lambda result: pixels.image(result[0])
+
+
+def to_device_batch(image: Any, device: int) -> tuple[Any, Callable[[Any], Any]] | None:
+    """A PyTorch tensor on a GPU as the batch (N,3,H,W) that it is, without a copy.
+
+    Args:
+        image: of any type.
+        device: index of the GPU.
+
+    Returns:
+        The batch and the function that gives a result the shape that came in; None for everything
+        that :func:`to_batch` has to convert.
+
+    Raises:
+        ValueError: floats outside 0..1.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(image, torch.Tensor) or not image.is_cuda:
+        return None
+    known = image.dtype in (torch.uint8, torch.float32) and image.layout == torch.strided
+    if not known or image.device.index != device or image.ndim not in (3, 4):
+        return None
+    if image.shape[-3] != 3 or 0 in image.shape:
+        return None
+    batch = image.detach()
+    if batch.dtype != torch.uint8:
+        _check_range(batch)
+    if batch.ndim == 4:
+        return batch, lambda result: result
+    return batch[None], lambda result: result[0]
 
 
 def _is_pillow(image: object) -> bool:
@@ -191,3 +228,50 @@ def _from_tensor(tensor: Any, torch: Any) -> tuple[np.ndarray, Restore]:
         return out[0] if single else out
 
     return pixels, restore
+
+
+# ---------------------------------------------------------------------------- options
+
+
+def check_strength(strength: object) -> None:
+    """Checks that a strength is a number in 0..1.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: outside 0..1, or NaN.
+    """
+    is_number = isinstance(strength, int | float | np.integer | np.floating)
+    if isinstance(strength, bool) or not is_number:
+        raise TypeError(f"strength is {strength!r}, must be a number in 0..1")
+    if not 0.0 <= strength <= 1.0:  # type: ignore[operator]
+        raise ValueError(f"strength is {strength}, must be in 0..1")
+
+
+def check_color(preserve_color: object) -> None:
+    """Checks that a part of the photo's colours is True, False or a number in 0..1.
+
+    Raises:
+        TypeError: neither. ValueError: outside 0..1, or NaN.
+    """
+    number = isinstance(preserve_color, int | float | np.integer | np.floating | np.bool_)
+    if not number:
+        raise TypeError(
+            f"preserve_color is {preserve_color!r}, must be True, False or a number in 0..1"
+        )
+    if not 0.0 <= preserve_color <= 1.0:  # type: ignore[operator]
+        raise ValueError(f"preserve_color is {preserve_color}, must be in 0..1")
+
+
+def check_names(backend: object, precision: object) -> None:
+    """Checks that names are strings; TypeError otherwise."""
+    for what, value in (("backend", backend), ("precision", precision)):
+        if not isinstance(value, str):
+            raise TypeError(f"{what} is {value!r}, must be a string such as 'auto'")
+
+
+def check_options(strength: object, preserve_color: object, bgr: object) -> None:
+    """Checks the options that every call has; TypeError or ValueError otherwise."""
+    check_strength(strength)
+    check_color(preserve_color)
+    if not isinstance(bgr, bool | np.bool_):
+        raise TypeError(f"bgr is {bgr!r}, must be True or False")

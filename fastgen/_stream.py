@@ -1,16 +1,18 @@
-"""Frames that arrive faster than they are painted: only the newest counts."""
+"""Streams of frames: all of them, or only the newest where they arrive too fast."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["StreamStats", "newest"]
+__all__ = ["StreamStats", "check_frames", "newest", "paint_all"]
 
 KEPT = 1000  # latencies that the percentiles are of, so that a long stream needs no more memory
 _END = object()
@@ -108,3 +110,39 @@ def newest(frames: Iterator[Any], stats: StreamStats) -> Iterator[tuple[Any, flo
         # A source that blocks (a camera that is gone) must not block its reader's end.
         stopped.set()
         thread.join(timeout=1.0)
+
+
+def check_frames(frames: Any) -> Iterator[Any]:
+    """One picture can be iterated over too (a path by letters), but never means frames."""
+    shape = getattr(frames, "shape", None)
+    single = isinstance(frames, str | bytes | os.PathLike) or (shape is not None and len(shape) < 4)
+    try:
+        if not single:
+            return iter(frames)
+    except TypeError:
+        pass
+    kind = type(frames).__qualname__
+    raise TypeError(f"frames is one {kind}, must be an iterable of images; use [image] for one")
+
+
+def paint_all(
+    paint: Callable[..., Any],
+    frames: Iterator[Any],
+    options: dict[str, Any],
+    latest: bool,
+    stats: StreamStats,
+) -> Iterator[Any]:
+    """What ``Stylizer.stream`` returns."""
+    timed = newest(frames, stats) if latest else ((f, time.perf_counter()) for f in frames)
+    try:
+        for frame, arrived in timed:
+            result = paint(frame, **options)
+            stats.add(arrived)
+            yield result
+    finally:
+        timed.close()  # type: ignore[attr-defined]
+        close = getattr(frames, "close", None)
+        # A generator that its reader's thread still waits in cannot be closed from here.
+        with contextlib.suppress(*([ValueError] if latest else [])):
+            if close is not None:
+                close()

@@ -78,7 +78,7 @@ class Generator:
     Args:
         model: name of a shipped generator (``fastgen.list_generators()``), path of a
             ``.safetensors`` checkpoint of ``fastgen train saae``, or a ``Checkpoint``.
-        backend: ``"auto"``, ``"cpu"`` or ``"torch"``.
+        backend: ``"auto"``, ``"cuda"``, ``"cpu"`` or ``"torch"``.
         precision: ``"auto"`` or one that the backend has.
         threads: CPU threads; None takes the backend's choice.
         font: font file of glyphs that the checkpoint does not hold; None takes the default font,
@@ -305,7 +305,7 @@ def generate(
         mode: ``"pairs"``: the i-th content in the i-th style, or all in the one style; ``"grid"``:
             every content in the first style, then every content in the second, and so on.
         seed: chooses stored styles; None is 0.
-        backend: ``"auto"``, ``"cpu"`` or ``"torch"``.
+        backend: ``"auto"``, ``"cuda"``, ``"cpu"`` or ``"torch"``.
         precision: ``"auto"`` or a precision that the backend has.
 
     Returns:

@@ -35,6 +35,7 @@ __all__ = [
     "limit_side",
     "pixels_of",
     "save",
+    "upright",
 ]
 
 # 100 megapixels hold every camera photo; above that a small file is more likely an attack.
@@ -295,7 +296,7 @@ def pixels_of(image: PILImage.Image) -> PillowPixels:
         ) from None
     except _DAMAGE as error:
         raise ImageError(f"image is truncated or damaged: {_line(error)}") from None
-    image = _upright(image)
+    image = upright(image)
     if image.mode == "F" or image.mode.startswith("I"):
         grey, alpha = _deep_grey(image)
         return PillowPixels(np.repeat(grey[:, :, None], 3, axis=2), alpha, None)
@@ -309,7 +310,8 @@ def pixels_of(image: PILImage.Image) -> PillowPixels:
     return PillowPixels(np.array(image), alpha_plane, icc)
 
 
-def _upright(image: PILImage.Image) -> PILImage.Image:
+def upright(image: PILImage.Image) -> PILImage.Image:
+    """Turns an image as its EXIF orientation says."""
     from PIL import Image
 
     try:

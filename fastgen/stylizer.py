@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
-import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastgen import backends
-from fastgen._convert import to_batch
-from fastgen._stream import StreamStats, newest
+from fastgen._convert import (
+    check_color,
+    check_names,
+    check_options,
+    check_strength,
+    to_batch,
+    to_device_batch,
+)
+from fastgen._stream import StreamStats, check_frames, paint_all
 from fastgen.backends._bands import BandInfo, check_bands
 from fastgen.checkpoint import Checkpoint
 from fastgen.image import DEFAULT_MAX_PIXELS
 from fastgen.styles import load_style, style_path
 
-__all__ = ["StreamStats", "Stylizer", "StylizerInfo", "check_strength", "stylize"]
+if TYPE_CHECKING:
+    from fastgen._controls import Controls
+
+__all__ = [
+    "StreamStats",
+    "Style",
+    "Stylizer",
+    "StylizerInfo",
+    "check_color",
+    "check_strength",
+    "stylize",
+]
+
+# One style, or several: a blend with weights, or the regions of a mask.
+Style = str | os.PathLike[str] | Checkpoint | list[Any] | tuple[Any, ...] | Mapping[Any, Any]
 
 _CACHE_SIZE = 4
 _cache: OrderedDict[tuple[Any, ...], Stylizer] = OrderedDict()
@@ -80,9 +99,10 @@ class Stylizer:
 
     Args:
         style: name of a shipped style (``fastgen.list_styles()``), path of a ``.safetensors``
-            checkpoint, or a ``Checkpoint``.
-        backend: ``"auto"`` (the fastest that can run here), ``"tensorrt"``, ``"cpu"`` or
-            ``"torch"``.
+            checkpoint, or a ``Checkpoint``. A dict of styles and weights is a blend, a list of
+            styles is for the regions of a mask; ``"none"`` in them is the photo itself.
+        backend: ``"auto"`` (the fastest that can run here), ``"tensorrt"``, ``"cuda"``, ``"cpu"``
+            or ``"torch"``.
         precision: ``"auto"`` (the fastest here that is not visibly different from fp32) or one
             that the backend has.
         threads: CPU threads; None takes the backend's choice.
@@ -97,9 +117,20 @@ class Stylizer:
         BackendUnavailable: the named backend cannot run here.
     """
 
+    # Networks of a picture, and whether they are several; see ``_mix``.
+    _parts: tuple[Stylizer | None, ...]
+
+    def __new__(cls, style: Style, **_: Any) -> Stylizer:
+        """Several styles are a ``StyleMix``, which is called in the same way."""
+        if cls is Stylizer and isinstance(style, list | tuple | Mapping):
+            from fastgen._mix import StyleMix
+
+            return super().__new__(StyleMix)
+        return super().__new__(cls)
+
     def __init__(
         self,
-        style: str | os.PathLike[str] | Checkpoint,
+        style: Style,
         *,
         backend: str = "auto",
         precision: str = "auto",
@@ -107,7 +138,7 @@ class Stylizer:
         band_rows: int | str | None = "auto",
         recompute: str = "auto",
     ) -> None:
-        _check_names(backend, precision)
+        check_names(backend, precision)
         check_bands(band_rows, recompute)
         if threads is not None:
             known = isinstance(threads, int | np.integer) and not isinstance(threads, bool)
@@ -116,7 +147,8 @@ class Stylizer:
                     f"threads is {threads!r}, must be an integer of at least 1 or None"
                 )
             threads = int(threads)
-        ckpt = load_style(style)
+        ckpt = load_style(style)  # type: ignore[arg-type]
+        self._parts = (self,)
         self._runner, why = backends.compile_graph(
             backend, ckpt.graph, ckpt.weights, precision, threads, ckpt.ranges
         )
@@ -162,24 +194,113 @@ class Stylizer:
         image: Any,
         *,
         strength: float = 1.0,
-        preserve_color: bool = False,
+        preserve_color: bool | float = False,
+        stroke_size: float | None = None,
+        mask: Any = None,
+        feather: float = 0,
+        blend: Mapping[Any, float] | None = None,
         bgr: bool = False,
         max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> Any:
-        """Stylises one image or one batch; arguments and result as for :func:`stylize`."""
-        _check_options(strength, preserve_color, bgr)
+        """Stylises one image or one batch; arguments and result as for :func:`stylize`.
+
+        ``blend`` gives a blend other weights than it was made with: a dict of its styles.
+        """
+        controls = self.check_controls(
+            strength, preserve_color, stroke_size, mask, feather, blend, bgr, max_pixels
+        )
+        if controls is None:
+            painted = self._paint_on_device(image, strength, preserve_color == 1, bgr)
+            if painted is not None:
+                return painted
         pixels, restore = to_batch(image, bgr=bool(bgr), max_pixels=max_pixels)
         if strength == 0:
             return restore(pixels.copy())
-        (input_range, output_range) = self._ranges
-        io = backends.ImageIO(
-            input_range, output_range, float(strength), bool(preserve_color), bool(bgr)
-        )
-        with self._lock:
-            result = self._runner.run(pixels, io, **self._bands)
-        return restore(result)
+        if controls is None:
+            return restore(self._paint_batch(pixels, strength, preserve_color == 1, bgr))
+        from fastgen._controls import paint
 
-    def band_info(self, width: int, height: int) -> BandInfo | None:
+        return restore(paint(self._parts, pixels, controls))
+
+    def check_controls(
+        self,
+        strength: float = 1.0,
+        preserve_color: bool | float = False,
+        stroke_size: float | None = None,
+        mask: Any = None,
+        feather: float = 0,
+        blend: Mapping[Any, float] | None = None,
+        bgr: bool = False,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> Controls | None:
+        """Checks the arguments of a call, as for :func:`stylize`.
+
+        Returns:
+            None for one plain run of the network.
+
+        Raises:
+            TypeError, ValueError: what is wrong or does not fit this style.
+        """
+        check_options(strength, preserve_color, bgr)
+        return self._controls(
+            mask,
+            feather,
+            blend,
+            strength=float(strength),
+            keep=float(preserve_color),
+            bgr=bool(bgr),
+            stroke_size=stroke_size,
+            max_pixels=max_pixels,
+        )
+
+    def _paint_batch(
+        self, pixels: np.ndarray, strength: float, preserve_color: bool, bgr: bool
+    ) -> np.ndarray:
+        """Runs the network on a batch (N,H,W,3)."""
+        io = self._image_io(strength, preserve_color, bgr)
+        with self._lock:
+            return self._runner.run(pixels, io, **self._bands)  # type: ignore[no-any-return]
+
+    def _image_io(self, strength: float, preserve_color: bool, bgr: bool) -> backends.ImageIO:
+        return backends.ImageIO(*self._ranges, float(strength), bool(preserve_color), bool(bgr))
+
+    def _paint_on_device(
+        self, image: Any, strength: float, preserve_color: bool, bgr: bool
+    ) -> Any | None:
+        """The result for a tensor on the runner's GPU, which need not leave it; None for others."""
+        run_planar = getattr(self._runner, "run_planar", None)
+        direct = to_device_batch(image, self._runner.device_index) if run_planar else None
+        if run_planar is None or direct is None:
+            return None
+        planes, reshape = direct
+        with self._lock:
+            return reshape(run_planar(planes, self._image_io(strength, preserve_color, bgr)))
+
+    def _release(self, shape: tuple[int, ...]) -> None:
+        """Gives memory back where it is so short that such batches are run in bands."""
+        if self._bands and self._runner.band_info(shape, **self._bands) is not None:
+            with self._lock:
+                self._runner.release()
+
+    def _controls(self, mask: Any, feather: float, blend: Any, **rest: Any) -> Controls | None:
+        """What depends on whether this is one style or several."""
+        for what, value in (("mask", mask), ("blend", blend), ("feather", feather or None)):
+            if value is not None:
+                raise ValueError(
+                    f"{what} is for several styles, this is {self._info.style or 'one'!r} alone; "
+                    "give a list of styles for a mask, a dict of weights for a blend"
+                )
+        if rest["stroke_size"] is None and rest["keep"] in (0.0, 1.0):
+            return None
+        from fastgen._controls import Controls, check_stroke_size
+
+        if rest["stroke_size"] is not None:
+            check_stroke_size(rest["stroke_size"])
+        return Controls(weights=(1.0,), mask=None, **rest)
+
+    def band_info(
+        self, width: int, height: int, stroke_size: float | None = None
+    ) -> BandInfo | None:
         """How an image of this size is run in bands; None where it is run at once.
 
         With ``band_rows="auto"`` that is decided when a size is first seen, by the memory that is
@@ -187,6 +308,10 @@ class Stylizer:
         """
         if not self._bands:
             return None
+        if stroke_size is not None:
+            from fastgen._controls import network_size
+
+            width, height = network_size(width, height, stroke_size, 1 << 62)
         return self._runner.band_info((1, height, width, 3), **self._bands)  # type: ignore[no-any-return]
 
     def warmup(self, width: int, height: int) -> None:
@@ -206,11 +331,12 @@ class Stylizer:
         frames: Iterable[Any],
         *,
         strength: float = 1.0,
-        preserve_color: bool = False,
+        preserve_color: bool | float = False,
         bgr: bool = False,
         policy: str = "all",
         stats: StreamStats | None = None,
         stabilize: bool | float = False,
+        **controls: Any,
     ) -> Iterator[Any]:
         """Stylises frames one by one, in order, when the result is asked for.
 
@@ -228,22 +354,30 @@ class Stylizer:
             stats: is told of every frame: how many, how many were dropped, their latency.
             stabilize: paint the frames, which must be uint8 arrays (H,W,3) then, as a
                 :class:`fastgen.Stabilizer` does: True, or its strength in 0..1.
+            controls: ``stroke_size``, ``mask``, ``feather`` and ``blend``, as for a call.
 
         Returns:
             A generator with one result per frame.
 
         Raises:
-            TypeError: ``frames`` is one image, or nothing that can be iterated over.
+            TypeError: ``frames`` is one image, or nothing that can be iterated over; an unknown
+                argument.
             ValueError: an unknown policy, a wrong strength.
         """
-        _check_options(strength, preserve_color, bgr)
+        check_options(strength, preserve_color, bgr)
         if policy not in ("all", "latest"):
             raise ValueError(f"policy is {policy!r}, must be 'all' or 'latest'")
+        if unknown := sorted(set(controls) - {"stroke_size", "mask", "feather", "blend"}):
+            raise TypeError(f"stream has no argument {unknown[0]!r}")
+        if controls.get("mask") is not None:
+            from fastgen._masks import Mask
+
+            if not isinstance(controls["mask"], Mask):
+                controls["mask"] = Mask(controls["mask"], feather=controls.pop("feather", 0))
         stats = StreamStats() if stats is None else stats
-        options = {"strength": strength, "preserve_color": preserve_color, "bgr": bgr}
-        return self._stream(
-            _frames(frames), self._painter(stabilize), options, policy == "latest", stats
-        )
+        options = {"strength": strength, "preserve_color": preserve_color, "bgr": bgr} | controls
+        paint = self._painter(stabilize)
+        return paint_all(paint, check_frames(frames), options, policy == "latest", stats)
 
     def _painter(self, stabilize: object) -> Callable[..., Any]:
         """What paints the next frame of a video."""
@@ -252,35 +386,16 @@ class Stylizer:
         strength = stabilizer_strength(stabilize)
         return Stabilizer(self, strength=strength) if strength else self
 
-    def _stream(
-        self,
-        frames: Iterator[Any],
-        paint: Callable[..., Any],
-        options: dict[str, Any],
-        latest: bool,
-        stats: StreamStats,
-    ) -> Iterator[Any]:
-        timed = newest(frames, stats) if latest else ((f, time.perf_counter()) for f in frames)
-        try:
-            for frame, arrived in timed:
-                result = paint(frame, **options)
-                stats.add(arrived)
-                yield result
-        finally:
-            timed.close()  # type: ignore[attr-defined]
-            close = getattr(frames, "close", None)
-            # A generator that its reader's thread still waits in cannot be closed from here.
-            with contextlib.suppress(*([ValueError] if latest else [])):
-                if close is not None:
-                    close()
-
 
 def stylize(
     image: Any,
-    style: str | os.PathLike[str] | Checkpoint = "starry_night",
+    style: Style = "starry_night",
     *,
     strength: float = 1.0,
-    preserve_color: bool = False,
+    preserve_color: bool | float = False,
+    stroke_size: float | None = None,
+    mask: Any = None,
+    feather: float = 0,
     backend: str = "auto",
     precision: str = "auto",
     bgr: bool = False,
@@ -302,9 +417,19 @@ def stylize(
             - torch tensor (C,H,W) or (N,C,H,W), uint8 or float -> tensor of the same dtype on the
               same device, without gradient.
         style: name of a shipped style, path of a ``.safetensors`` checkpoint, or a ``Checkpoint``.
+            Several of them: a dict with weights, ``{"starry_night": 0.7, "great_wave": 0.3}``, is
+            a blend; a list, for which a mask says where each is seen, may contain ``"none"``, the
+            photo.
         strength: 0 gives the photo, 1 the painting, in between a mix.
-        preserve_color: keep the photo's colours (chroma) and take only lightness from the painting.
-        backend: ``"auto"``, ``"tensorrt"``, ``"cpu"`` or ``"torch"``.
+        preserve_color: keep the photo's colours (chroma) and take only lightness from the painting;
+            a number in 0..1 keeps a part.
+        stroke_size: size of the strokes in the picture, whatever its number of pixels: 1 is as in
+            training (the network runs at a short side of 256 pixels), 0.5 half of that, and so on.
+            The painting gets the photo's detail back where it follows the photo. None: the
+            network runs on the picture's own pixels.
+        mask: where each style of a list is seen; see :class:`fastgen.Mask`.
+        feather: pixels on each side of an edge of the mask over which it is soft.
+        backend: ``"auto"``, ``"tensorrt"``, ``"cuda"``, ``"cpu"`` or ``"torch"``.
         precision: ``"auto"`` or a precision that the backend has.
         bgr: array and tensor channels are in OpenCV's order.
         max_pixels: largest width*height of a file; 100 megapixels unless raised.
@@ -322,17 +447,31 @@ def stylize(
     Source: Johnson, Alahi, Fei-Fei, "Perceptual Losses for Real-Time Style Transfer and
     Super-Resolution", ECCV 2016.
     """
-    _check_options(strength, preserve_color, bgr)
-    _check_names(backend, precision)
+    check_options(strength, preserve_color, bgr)
+    check_names(backend, precision)
     stylizer = _cached(style, backend, precision)
     return stylizer(
-        image, strength=strength, preserve_color=preserve_color, bgr=bgr, max_pixels=max_pixels
+        image,
+        strength=strength,
+        preserve_color=preserve_color,
+        stroke_size=stroke_size,
+        mask=mask,
+        feather=feather,
+        bgr=bgr,
+        max_pixels=max_pixels,
     )
 
 
-def _cached(style: str | os.PathLike[str] | Checkpoint, backend: str, precision: str) -> Stylizer:
+def _cached(style: Style, backend: str, precision: str) -> Stylizer:
     if isinstance(style, Checkpoint):
         return Stylizer(style, backend=backend, precision=precision)
+    if isinstance(style, list | tuple | Mapping):
+        from fastgen._mix import NONE, StyleMix
+
+        def load(item: Any) -> Any:
+            return item if item in (None, NONE) else _cached(item, backend, precision)
+
+        return StyleMix(style, load=load)
     path = os.path.realpath(style_path(style))
     state = os.stat(path)
     # A file that was trained again or replaced is loaded again.
@@ -345,43 +484,3 @@ def _cached(style: str | os.PathLike[str] | Checkpoint, backend: str, precision:
         while len(_cache) > _CACHE_SIZE:
             _cache.popitem(last=False)
     return stylizer
-
-
-def check_strength(strength: object) -> None:
-    """Checks that a strength is a number in 0..1.
-
-    Raises:
-        TypeError: not a number.
-        ValueError: outside 0..1, or NaN.
-    """
-    is_number = isinstance(strength, int | float | np.integer | np.floating)
-    if isinstance(strength, bool) or not is_number:
-        raise TypeError(f"strength is {strength!r}, must be a number in 0..1")
-    if not 0.0 <= strength <= 1.0:  # type: ignore[operator]
-        raise ValueError(f"strength is {strength}, must be in 0..1")
-
-
-def _check_names(backend: object, precision: object) -> None:
-    for what, value in (("backend", backend), ("precision", precision)):
-        if not isinstance(value, str):
-            raise TypeError(f"{what} is {value!r}, must be a string such as 'auto'")
-
-
-def _frames(frames: Any) -> Iterator[Any]:
-    """One picture can be iterated over too (a path by letters), but never means frames."""
-    shape = getattr(frames, "shape", None)
-    single = isinstance(frames, str | bytes | os.PathLike) or (shape is not None and len(shape) < 4)
-    try:
-        if not single:
-            return iter(frames)
-    except TypeError:
-        pass
-    kind = type(frames).__qualname__
-    raise TypeError(f"frames is one {kind}, must be an iterable of images; use [image] for one")
-
-
-def _check_options(strength: object, preserve_color: object, bgr: object) -> None:
-    check_strength(strength)
-    for what, value in (("preserve_color", preserve_color), ("bgr", bgr)):
-        if not isinstance(value, bool | np.bool_):
-            raise TypeError(f"{what} is {value!r}, must be True or False")

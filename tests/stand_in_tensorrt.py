@@ -209,6 +209,10 @@ class ImageKernels:
     def __init__(self, streams: Streams) -> None:
         self.streams = streams
 
+    def device_count(self) -> tuple[int, str]:
+        """For the backend ``cuda``, which this is not."""
+        return 0, "a stand-in"
+
     def image_load(
         self, photo: int, out: int, n: int, h: int, w: int, rows: int, columns: int, *rest: Any
     ) -> None:

@@ -247,8 +247,8 @@ def test_strength_of_another_type(paint: fastgen.Stylizer, strength: object) -> 
 
 
 def test_flags_of_another_type(paint: fastgen.Stylizer) -> None:
-    for name in ("preserve_color", "bgr"):
-        refused(TypeError, f"{name} is 1, must be True or False", paint, photo(), **{name: 1})
+    for name, value in (("preserve_color", "yes"), ("bgr", 1)):
+        refused(TypeError, f"{name} is {value!r}, must be True", paint, photo(), **{name: value})
 
 
 def test_unknown_backend_and_precision() -> None:

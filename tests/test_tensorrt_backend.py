@@ -47,6 +47,24 @@ def reference(image: np.ndarray, io: ImageIO) -> np.ndarray:
     return result
 
 
+def test_controls(trt: StandIn) -> None:
+    """Several styles, strokes and a part of the colours, as on the reference."""
+    mask = np.linspace(0, 1, 18)[None].repeat(21, 0)
+    photo = PHOTO.astype(np.float32) / 255
+    for options in (
+        {"mask": mask, "feather": 2, "strength": 0.7},
+        {"mask": mask, "stroke_size": 16, "preserve_color": 0.4},
+    ):
+        results = []
+        for backend in ("tensorrt", "torch"):
+            parts = [
+                fastgen.Stylizer(c, backend=backend, precision="fp32")
+                for c in (CKPT, tiny_checkpoint(seed=1))
+            ]
+            results.append(fastgen.Stylizer(parts)(photo, **options))
+        assert np.abs(results[0] - results[1]).max() <= 1e-4
+
+
 @pytest.mark.parametrize(
     "io",
     [ImageIO(), ImageIO(strength=0.4, preserve_color=True, bgr=True)],

@@ -26,6 +26,7 @@ class Results:
             "skipped": [],
             "ops": [],
             "networks": [],
+            "frames": [],
         }
 
     def continue_from(self, earlier: dict[str, Any]) -> None:

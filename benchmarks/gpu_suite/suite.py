@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, networks
-from benchmarks.gpu_suite import build, checks, tables
+from benchmarks import machine
+from benchmarks.gpu_suite import build, checks, network_plan, tables
 from benchmarks.gpu_suite.budget import Budget
+from benchmarks.gpu_suite.frame_jobs import LEAST_PSNR
 from benchmarks.gpu_suite.processes import end_all, run_jobs
 from benchmarks.gpu_suite.results import Results, write_atomically
 from benchmarks.op_cases import CASES, DTYPES
@@ -27,7 +28,6 @@ __all__ = ["PARTS", "Options", "Suite", "slug"]
 ROOT = Path(__file__).resolve().parent.parent.parent
 PARTS = ("build", "tests", "ops", "networks", "compile")
 _IMPLS = ("cuda", "triton")  # that a GPU run must have
-_SIZES = ((256, 256), (512, 512), (1280, 720))  # width, height of networks
 _PRECISIONS = {
     "float16": ("fp16",),
     "float32": ("tf32", "fp32"),
@@ -116,7 +116,7 @@ class Suite:
             self._untimed()
         if {"ops", "networks", "compile"} & set(self.options.parts):
             self._part("peaks", self._peaks)
-        for part in ("ops", "networks", "compile"):
+        for part in ("networks", "ops", "compile"):
             if part in self.options.parts:
                 self._part(part, getattr(self, f"_{part}"))
         return self._finish()
@@ -372,36 +372,29 @@ class Suite:
             self._jobs(jobs, "ops-again", 60, 60, self._keep_op)
 
     def _networks(self) -> None:
-        self._run_networks(["eager", "graph", "backends"], 60, 40)
+        self._run_networks(["eager", "graph", "backends", "onnxruntime"], 150, 40)
 
     def _run_networks(self, programs: list[str], seconds: float, each: float) -> None:
-        sizes = ((48, 32),) if self.dry else _SIZES
-        kinds = ("fp32",) if self.dry else ("fp16", "tf32", "fp32")
-        jobs = [
-            {
-                "kind": "network",
-                "network": name,
-                "width": width,
-                "height": height,
-                "precision": precision,
-                "programs": programs,
-                "seconds": 0.002 if self.dry else 0.1,
-                "mode": "default",
-            }
-            for precision in kinds
-            for name in (networks.names()[:1] if self.dry else networks.names())
-            for width, height in sizes
-        ]
+        jobs = network_plan.jobs(programs, self.dry)
+        self._jobs(jobs, f"networks-{programs[0]}", seconds, each, self._keep_network)
 
-        def keep(job: dict[str, Any], result: dict[str, Any]) -> None:
-            if "failed" in result:
-                self.found.problem(f"{_title(job)}: {result['failed']}")
-            else:
-                tables.merge(self.found.data["networks"], result)
-                self.found.done(_title(job))
-            self.found.save()
-
-        self._jobs(jobs, f"networks-{programs[0]}", seconds, each, keep)
+    def _keep_network(self, job: dict[str, Any], result: dict[str, Any]) -> None:
+        if "failed" in result:
+            self.found.problem(f"{_title(job)}: {result['failed']}")
+        else:
+            least = LEAST_PSNR[job["precision"]]
+            for row in result["rows"]:
+                if not row["side"].startswith("backend"):
+                    continue
+                if "failed" in row:
+                    self.found.problem(f"{_title(job)} {row['side']}: {row['failed']}")
+                elif row.get("psnr", least) < least and not self.dry:
+                    said = f"{row['psnr']:.1f} dB, {least:.0f} are asked for"
+                    self.found.problem(f"{_title(job)} {row['side']}: {said}")
+            part = "frames" if job["kind"] == "frames" else "networks"
+            tables.merge(self.found.data[part], result)
+            self.found.done(_title(job))
+        self.found.save()
 
     def _compile(self) -> None:
         """torch.compile is slow to start, so it comes last and takes what is left."""
@@ -439,10 +432,10 @@ def _least(op: str) -> str:
 
 
 def _title(job: dict[str, Any]) -> str:
-    if job["kind"] == "network":
+    if job["kind"] in ("network", "frames"):
         return (
-            f"network {job['network']} {job['width']}x{job['height']} {job['precision']} "
-            f"({', '.join(job['programs'])})"
+            f"{job['kind']} {job['network']} {job['batch']}x{job['width']}x{job['height']} "
+            f"{job['precision']} ({', '.join(job['programs'])})"
         )
     return f"{job['op']} {job['case']} {job['dtype']} ({', '.join(job['programs'])})"
 

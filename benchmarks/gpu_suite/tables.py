@@ -126,23 +126,57 @@ def op_table(data: dict[str, Any], op: str) -> str:
 def network_table(data: dict[str, Any]) -> str:
     """The Markdown table of whole networks."""
     lines = []
+    rates = data.get("peaks", {}).get("tflop_s", {})
     for entry in data["networks"]:
         for row in entry["rows"]:
             if "p50_us" in row:
+                rate = entry["flops"] / row["p50_us"] / 1e6
+                peak = rates.get(entry["precision"])
+                images = entry.get("batch", 1)
                 lines.append(
                     [
-                        f"{entry['network']} {entry['width']}x{entry['height']}",
+                        _size(entry),
                         entry["precision"],
                         f"{row['side']} {_LAYOUT[row['layout']]}",
                         f"{row['p50_us'] / 1e3:.3f}",
                         f"{row['call_us'] / 1e3:.3f}",
-                        f"{1e6 / max(row['p50_us'], row['call_us']):.0f}",
-                        f"{entry['flops'] / row['p50_us'] / 1e6:.1f}",
+                        f"{images * 1e6 / max(row['p50_us'], row['call_us']):.0f}",
+                        f"{rate:.1f}",
+                        f"{rate / peak:.0%}" if peak else "-",
+                        f"{row['psnr']:.1f}" if "psnr" in row else "-",
                         f"{row['error']:.0e}",
                     ]
                 )
-    header = ["network", "type", "how", "device ms", "call ms", "fps", "TFLOP/s", "error"]
+    header = ["network", "type", "how", "device ms", "call ms", "images/s", "TFLOP/s"]
+    header += ["of the matrix rate", "PSNR dB", "error"]
     return table(header, lines) if lines else ""
+
+
+def frame_table(data: dict[str, Any]) -> str:
+    """The Markdown table of frames of the host."""
+    lines = []
+    for entry in data.get("frames", []):
+        for row in entry["rows"]:
+            if "frame_us" in row:
+                lines.append(
+                    [
+                        _size(entry),
+                        entry["precision"],
+                        row["side"],
+                        f"{row['frame_us'] / 1e3:.3f}",
+                        f"{1e6 / row['frame_us']:.0f}",
+                        f"{row['latency_us'] / 1e3:.3f}",
+                        f"{row['psnr']:.1f}",
+                    ]
+                )
+    header = ["network", "type", "how", "ms a frame", "frames/s", "latency ms", "PSNR dB"]
+    return table(header, lines) if lines else ""
+
+
+def _size(entry: dict[str, Any]) -> str:
+    batch = entry.get("batch", 1)
+    many = f" batch {batch}" if batch > 1 else ""
+    return f"{entry['network']} {entry['width']}x{entry['height']}{many}"
 
 
 def machine_line(data: dict[str, Any]) -> str:
@@ -189,6 +223,9 @@ def markdown(data: dict[str, Any], name: str) -> str:
         text += ["", f"## {op}", "", lines] if lines else []
     lines = network_table(data)
     text += ["", "## Networks", "", lines] if lines else []
+    lines = frame_table(data)
+    said = "uint8 frames of the host, from array to array, the copies overlapped where it can be."
+    text += ["", "## Frames", "", said, "", lines] if lines else []
     text += _bullets("For lack of time not done", data["skipped"])
     return "\n".join(text) + "\n"
 
@@ -226,7 +263,8 @@ def summary(data: dict[str, Any]) -> str:
             speed = "" if data["dry_run"] else f"  least over eager {worst:5.2f}x  {said}"
             rows.append(f"  {op:20} {impl:7} {len(mine):3} rows{speed}")
     lines += ["operations:", *rows] if rows else []
-    lines += [f"networks: {len(data['networks'])} measured"] if data["networks"] else []
+    for kind in ("networks", "frames"):
+        lines += [f"{kind}: {len(data[kind])} measured"] if data.get(kind) else []
     lines += [f"skipped: {item}" for item in data["skipped"][:8]]
     more = len(data["skipped"]) - 8
     lines += [f"skipped: ... and {more} more"] if more > 0 else []

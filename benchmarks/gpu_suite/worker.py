@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_suite import network_jobs, op_jobs, peaks
+from benchmarks.gpu_suite import frame_jobs, network_jobs, op_jobs, peaks
 from benchmarks.gpu_suite.faults import is_lost
 from benchmarks.gpu_suite.timing import Timer, make_timer
 from benchmarks.op_cases import OPS
@@ -62,6 +62,8 @@ def run(job: dict[str, Any], timer: Timer, device: str) -> dict[str, Any]:
         return peaks.measure(timer, device, job["tiny"])
     if kind == "network":
         return network_jobs.measure(job, timer, device)
+    if kind == "frames":
+        return frame_jobs.measure(job, device)
     return op_jobs.measure(job, None if kind == "check" else timer, device)
 
 

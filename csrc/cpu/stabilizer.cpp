@@ -1,6 +1,10 @@
 // Steadying a clip that is painted frame by frame: where every part of a frame was in the frame
-// before (inverse search on pyramids of halved gray pictures, Kroeger et al. 2016), and the painting
-// of the frame before, moved there and mixed into the new one where the frames agree.
+// before (inverse search on pyramids of halved gray pictures, Kroeger et al. 2016), and the
+// painting of the frame before, moved there and mixed into the new one where the frames agree.
+#include "stabilizer.h"
+
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -8,10 +12,6 @@
 #include <mutex>
 #include <stdexcept>
 #include <vector>
-
-#include <unistd.h>
-
-#include "stabilizer.h"
 
 #include "isa.h"
 #include "parallel.h"
@@ -24,14 +24,13 @@ constexpr int kPad = 16;        // repeated pixels around each level: patches ma
 constexpr int kLevels = 5;      // halvings
 constexpr int kSmallest = 16;   // sides of a level that is halved again are at least twice this
 constexpr int kReach = 12;      // how far a patch may leave the picture, and move on a level
-constexpr int kCoarseReach = 12;
-DEV(kAlike, 0.5f)  // pixels of the half size: neighbours that move alike
-DEV(kStill, 0.1f)  // pixels of the picture: below it a part stands still
+constexpr float kAlike = 0.5f;  // pixels of the half size: neighbours that move alike
+constexpr float kStill = 0.1f;  // pixels of the picture: below it a part stands still
 constexpr int kPhases = 32;     // of the cubic kernel in a pixel
 constexpr float kOther = 12;    // a patch with this difference is another one
 constexpr double kCut = 0.5;    // with this share of them the frame is another scene
-constexpr double kMemory = 0.8;  // of the sharpness
-DEV(kLift, 1.2f)
+constexpr double kHaste = 1.6;  // of the sharpness: share of what is missing that is added
+constexpr int64_t kEvery = 3;   // rows that it is measured on
 constexpr int kMostGain = 32;
 
 // By the name of the engine's instruction set.
@@ -126,7 +125,7 @@ struct Stabilizer::Impl {
   Grid grid[kLevels];
   std::vector<uint8_t> state[2];
   int painted = 0;
-  double sharpness[2] = {};  // squared Laplacians of the paintings and of the state, over time
+  double gain = 0;  // of the sharpening, 0..1
   std::vector<double> sums;
   std::vector<FlowVector> found;
   std::vector<std::vector<uint8_t>> scratch;
@@ -188,8 +187,7 @@ struct Stabilizer::Impl {
       Plane& to = levels_of[l];
       for (int y = 0; y < to.height; ++y) {
         const uint8_t* a = from.at(0, 2 * y);
-        kernels().half_gray(a, 2 * y + 1 < from.height ? a + from.row : a, from.width,
-                            to.at(0, y));
+        kernels().half_gray(a, 2 * y + 1 < from.height ? a + from.row : a, from.width, to.at(0, y));
         to.pad_row(y);
       }
       to.pad_rows();
@@ -271,13 +269,15 @@ struct Stabilizer::Impl {
     const int64_t row = 3 * width;
     const auto ticks = [](float v) { return std::lrint(v * kPhases); };
     const int64_t tx = ticks(dx), ty = ticks(dy);
-    const auto floor = [](int64_t v) { return v >= 0 ? v / kPhases : -((kPhases - 1 - v) / kPhases); };
+    const auto floor = [](int64_t v) {
+      return v >= 0 ? v / kPhases : -((kPhases - 1 - v) / kPhases);
+    };
     const int64_t sx = x + floor(tx), sy = y + floor(ty);
     const int64_t fx = tx - floor(tx) * kPhases, fy = ty - floor(ty) * kPhases;
     constexpr int kSide = kWarpTile + 3;
     uint8_t tile[kSide * 3 * kSide];
-    const bool inside = sx >= 1 && sy >= 1 && sx + kWarpTile + 2 <= width &&
-                        sy + kWarpTile + 2 <= height;
+    const bool inside =
+        sx >= 1 && sy >= 1 && sx + kWarpTile + 2 <= width && sy + kWarpTile + 2 <= height;
     const uint8_t* first = from + sy * row + 3 * sx;
     int64_t step = row;
     if (!inside) {
@@ -306,11 +306,11 @@ struct Stabilizer::Impl {
     const int64_t row = 3 * width, half_row = now.row, strip_bytes = strip_row(width);
     const int rows = static_cast<int>(std::min<int64_t>(kWarpTile, height - j * kWarpTile));
     const int half_rows = std::min(kFlowPatch, now.height - static_cast<int>(j) * kFlowPatch);
-    uint8_t* residual = scratch[thread].data();               // kFlowPatch rows
-    uint8_t* most = residual + half_row * kFlowPatch;         // and two more of the half size
+    uint8_t* residual = scratch[thread].data();        // kFlowPatch rows
+    uint8_t* most = residual + half_row * kFlowPatch;  // and two more of the half size
     uint8_t* weight = most + half_row;
-    uint8_t* warped = weight + half_row;                      // kWarpTile rows
-    uint8_t* wide = warped + kWarpTile * strip_bytes;         // one row
+    uint8_t* warped = weight + half_row;               // kWarpTile rows
+    uint8_t* wide = warped + kWarpTile * strip_bytes;  // one row
     for (int i = 0; i < g.columns; ++i) {
       FlowVector v = g.now[j * g.columns + i];
       if (2 * std::abs(v.x) < kStill && 2 * std::abs(v.y) < kStill) v.x = v.y = 0;
@@ -347,7 +347,7 @@ struct Stabilizer::Impl {
     if (!known || !follows) {
       std::memcpy(state[painted].data(), paint, bytes);
       std::memcpy(out, paint, bytes);
-      sharpness[0] = sharpness[1] = 0;
+      gain = 0;
       known = true;
       return;
     }
@@ -363,34 +363,32 @@ struct Stabilizer::Impl {
     }
     // What the mixture lost in sharpness against the paintings, measured on some rows, is given
     // back. It goes into the result only: given back again and again it would become noise.
-    constexpr int64_t kEvery = 4;
-    const int64_t samples = (height - 2 + kEvery - 1) / kEvery;
-    workers().run(samples, [&](int64_t i, int) {
-      const int64_t at = (1 + i * kEvery) * row;
-      const int count = static_cast<int>(row);
-      for (int k = 0; k < 2; ++k) {
-        const uint8_t* p = (k ? from : paint) + at;
-        sums[2 * i + k] = kernels().laplacian(p - row, p, p + row, count);
-      }
-    });
-    double sum[2] = {};
-    for (int64_t i = 0; i < samples; ++i) sum[0] += sums[2 * i], sum[1] += sums[2 * i + 1];
-    const double keep = sharpness[0] + sharpness[1] > 0 ? kMemory : 0;
-    for (int k = 0; k < 2; ++k) sharpness[k] = keep * sharpness[k] + (1 - keep) * sum[k];
-    const double lost = sharpness[1] > 0 ? std::sqrt(sharpness[0] / sharpness[1]) - 1 : 0;
-    const int gain = static_cast<int>(std::lrint(std::min(std::max(lost / kLift, 0.0), 1.0) * kMostGain));
-    constexpr int64_t kRows = 8;
-    workers().run((height + kRows - 1) / kRows, [&](int64_t item, int) {
-      for (int64_t y = item * kRows; y < std::min(height, (item + 1) * kRows); ++y) {
+    const int row_bytes = static_cast<int>(row), k = static_cast<int>(std::lrint(gain * kMostGain));
+    constexpr int64_t kRows = 8;  // of which the inner ones are measured
+    const int64_t bands = (height + kRows - 1) / kRows;
+    workers().run(bands, [&](int64_t item, int) {
+      const int64_t first = item * kRows, last = std::min(height, first + kRows);
+      for (int64_t y = first; y < last; ++y) {
         const uint8_t* x = from + y * row;
-        if (gain == 0)
+        if (k == 0)
           std::memcpy(out + y * row, x, row);
         else
           kernels().sharpen(from + std::max<int64_t>(y - 1, 0) * row, x,
-                            from + std::min(y + 1, height - 1) * row, static_cast<int>(row), gain,
-                            out + y * row);
+                            from + std::min(y + 1, height - 1) * row, row_bytes, k, out + y * row);
       }
+      double *sum = &sums[2 * item], total[2] = {};
+      for (int64_t y = first + 1; y < last - 1; y += kEvery)
+        for (int i = 0; i < 2; ++i) {
+          const uint8_t* p = (i ? out : paint) + y * row;
+          total[i] += kernels().laplacian(p - row, p, p + row, row_bytes);
+        }
+      std::copy_n(total, 2, sum);
     });
+    double sum[2] = {};
+    for (int64_t i = 0; i < bands; ++i) sum[0] += sums[2 * i], sum[1] += sums[2 * i + 1];
+    // A part of the way in every frame, so that the sharpness does not flicker.
+    if (sum[1] > 0) gain += kHaste * (std::sqrt(sum[0] / sum[1]) - 1);
+    gain = std::min(std::max(gain, 0.0), 1.0);
   }
 };
 

@@ -51,13 +51,12 @@ inline void patch_difference(const FlowArgs& f, int px, int py, int16_t* d) {
   int16_t lines[kPatch + 1][kPatch];  // times 64
   for (int y = 0; y <= kPatch; ++y)
     for (int x = 0; x < kPatch; ++x)
-      lines[y][x] = static_cast<int16_t>(from[y * f.row + x] * (64 - fx) +
-                                         from[y * f.row + x + 1] * fx);
+      lines[y][x] =
+          static_cast<int16_t>(from[y * f.row + x] * (64 - fx) + from[y * f.row + x + 1] * fx);
   for (int y = 0; y < kPatch; ++y)
     for (int x = 0; x < kPatch; ++x) {
       const int value = lines[y][x] * (64 - fy) + lines[y + 1][x] * fy;
-      d[y * kPatch + x] = static_cast<int16_t>(((value + 512) >> 10) -
-                                               4 * f.now[y * f.row + x]);
+      d[y * kPatch + x] = static_cast<int16_t>(((value + 512) >> 10) - 4 * f.now[y * f.row + x]);
     }
 }
 
@@ -84,8 +83,7 @@ void flow_search(const FlowArgs& f, FlowVector* result) {
     }
   // Gradients are doubled, their mean does not count: light that changes is no motion. What noise
   // alone would give is added, so that flat patches stay where they are.
-  DEV(kNoiseV, 2)
-  const float kNoise = kPatchArea * kNoiseV;
+  constexpr float kNoise = 2 * kPatchArea;
   const float hxx = static_cast<float>(xx) - static_cast<float>(sx) * sx / kPatchArea + kNoise;
   const float hxy = static_cast<float>(xy) - static_cast<float>(sx) * sy / kPatchArea;
   const float hyy = static_cast<float>(yy) - static_cast<float>(sy) * sy / kPatchArea + kNoise;
@@ -146,8 +144,7 @@ void warp_tile(const uint8_t* from, int64_t row, const int16_t* cx, const int16_
     for (int x = 0; x < N; ++x) {
       const int value = lines[y][x] * cy[0] + lines[y + 1][x] * cy[1] + lines[y + 2][x] * cy[2] +
                         lines[y + 3][x] * cy[3];
-      out[y * out_row + x] =
-          static_cast<uint8_t>(held((value + 2048) >> 12, 0, 255));
+      out[y * out_row + x] = static_cast<uint8_t>(held((value + 2048) >> 12, 0, 255));
     }
 }
 
@@ -157,8 +154,8 @@ void blend_weights(const uint8_t* const* rows, const uint8_t* most, int count, u
   for (int x = 0; x < count; ++x) {
     int sum = 0;
     for (int r = 0; r < 3; ++r) sum += rows[r][x - 1] + rows[r][x] + rows[r][x + 1];
-    const int left = held((int)kQuiet + (int)kSlope - sum, 0, kSlope);
-    out[x] = static_cast<uint8_t>(left * most[x] / (int)kSlope);
+    const int left = held(kQuiet + kSlope - sum, 0, kSlope);
+    out[x] = static_cast<uint8_t>(left * most[x] / kSlope);
   }
 }
 
@@ -173,15 +170,15 @@ void blend_row(const uint8_t* now, const uint8_t* warped, const uint8_t* weight,
   }
 }
 
-// out = x + gain/128 * (4 x - its neighbours), held to 0..255; the first and last pixel as they are.
+// out = x + gain/128 * (4 x - its neighbours), held to 0..255; the first and last pixel as they
+// are.
 void sharpen_row(const uint8_t* above, const uint8_t* x, const uint8_t* below, int count, int gain,
                  uint8_t* out) {
   const auto k = static_cast<int16_t>(gain);
   std::memcpy(out, x, 3);
   for (int i = 3; i < count - 3; ++i) {
     const auto lap = static_cast<int16_t>(4 * x[i] - x[i - 3] - x[i + 3] - above[i] - below[i]);
-    const auto value =
-        static_cast<int16_t>(x[i] + ((static_cast<int16_t>(lap * k) + 64) >> 7));
+    const auto value = static_cast<int16_t>(x[i] + ((static_cast<int16_t>(lap * k) + 64) >> 7));
     out[i] = static_cast<uint8_t>(held(value, 0, 255));
   }
   if (count > 3) std::memcpy(out + count - 3, x + count - 3, 3);
@@ -202,6 +199,6 @@ double laplacian_row(const uint8_t* above, const uint8_t* x, const uint8_t* belo
   return total;
 }
 
-static constexpr StabilizerKernels stabilizer_table = {half_rgb,      half_gray, flow_search,
-                                                flow_residual, warp_tile, blend_weights,
-                                                blend_row,     sharpen_row, laplacian_row};
+static constexpr StabilizerKernels stabilizer_table = {half_rgb,      half_gray,   flow_search,
+                                                       flow_residual, warp_tile,   blend_weights,
+                                                       blend_row,     sharpen_row, laplacian_row};

@@ -4,23 +4,17 @@
 
 #include <cstdint>
 
-#ifdef STAB_DEV
-#include <cstdlib>
-#define DEV(n,v) static const float n = getenv(#n)?atof(getenv(#n)):(v);
-#else
-#define DEV(n,v) constexpr float n = v;
-#endif
 namespace fastgen {
 
 constexpr int kFlowPatch = 8;  // pixels of the half-size picture
-DEV(kFlowSteps, 6)  // of Gauss-Newton, at most
+constexpr int kFlowSteps = 6;  // of Gauss-Newton, at most
 constexpr int kWarpTile = 16;  // pixels of the picture: a patch of the half-size one
-DEV(kQuiet, 48)     // sum of 9 residuals that is noise
-DEV(kSlope, 64)     // beyond it: where nothing is blended any more
+constexpr int kQuiet = 48;     // sum of 9 residuals that is noise
+constexpr int kSlope = 128;    // beyond it: where nothing is blended any more
 
 struct FlowVector {
-  float x, y;   // where it was, less where it is
-  float error;  // mean absolute difference of the patch, of 255
+  float x, y;    // where it was, less where it is
+  float error;   // mean absolute difference of the patch, of 255
   float weight;  // how well its texture tells where it is, above 0
 };
 

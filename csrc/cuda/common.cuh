@@ -286,5 +286,13 @@ struct WarpTile {
   }
 };
 
+// Calls `use` with a value of the type that is stored for a DType.
+template <class Use>
+int with_type(int dtype, const Use& use) {
+  if (dtype == 1) return use(half_t{});
+  if (dtype == 2) return use(bhalf_t{});
+  return use(float{});
+}
+
 }  // namespace gpu
 }  // namespace fastgen

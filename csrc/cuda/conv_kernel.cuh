@@ -15,6 +15,7 @@
 #include "common.cuh"
 #include "conv_geometry.h"
 #include "conv_limits.h"
+#include "pixels.cuh"
 
 namespace fastgen {
 namespace gpu {
@@ -34,8 +35,6 @@ FASTGEN_DEVICE int swizzled(int row, int chunk) {
   return row * kRowBytes + ((chunk ^ (row >> 1 & 3)) << 4);
 }
 
-FASTGEN_DEVICE float leaky(float x, float slope) { return x > 0.0f ? x : x * slope; }
-
 // Where a block is and where its shared memory begins.
 struct ConvBlock {
   int64_t image;
@@ -44,6 +43,8 @@ struct ConvBlock {
   int rows, columns;                       // of the phase
   int n0;                                  // first output channel
   int halo, weights;                       // byte offsets; the table is at 0
+  const void* x;
+  void* y;
 };
 
 FASTGEN_DEVICE ConvBlock conv_block(const ConvArgs& p, int bm, int bn) {
@@ -56,12 +57,14 @@ FASTGEN_DEVICE ConvBlock conv_block(const ConvArgs& p, int bm, int bn) {
   b.tile = index % tiles;
   b.tile_index = b.tile * phases + phase;
   b.row0 = b.tile / p.tiles_x * (bm >> p.tile_w_log);
-  b.column0 = b.tile % p.tiles_x << p.tile_w_log;
+  b.column0 = b.tile % p.tiles_x * ((1 << p.tile_w_log) - p.fold);
   b.rows = (p.out_height - b.phase_y + p.phases - 1) / p.phases;
   b.columns = (p.out_width - b.phase_x + p.phases - 1) / p.phases;
   b.n0 = blockIdx.y * bn;
   b.halo = (p.halo_rows * p.row_parities * p.table_columns * 4 + 127) & ~127;
   b.weights = b.halo + p.halo_buffers * p.positions * kRowBytes;
+  b.x = tensor_of(p.io, p.x_tensor, p.x);
+  b.y = const_cast<void*>(tensor_of(p.io, p.y_tensor, p.y));
   return b;
 }
 
@@ -76,8 +79,15 @@ FASTGEN_DEVICE void fill_table(const ConvArgs& p, const ConvBlock& b, const Shar
     const int x = p.rows_of_taps
                       ? b.column0 * p.stride + column
                       : (b.column0 + column % p.halo_columns) * p.stride + column / p.halo_columns;
-    const int from_y = source_index(y + p.phase_origin[b.phase_y], p.height, p.upsample, p.border);
-    const int from_x = source_index(x + p.phase_origin[b.phase_x], p.width, p.upsample, p.border);
+    const int at_y = y + p.phase_origin_y[b.phase_y], at_x = x + p.phase_origin_x[b.phase_x];
+    int from_y, from_x;
+    if (p.row_map) {  // what lies beyond belongs to a partial tile: computed, never stored
+      from_y = at_y < p.map_rows ? load(p.row_map + at_y) : -1;
+      from_x = at_x < p.map_columns ? load(p.column_map + at_x) : -1;
+    } else {
+      from_y = source_index(at_y, p.height, p.upsample, p.border);
+      from_x = source_index(at_x, p.width, p.upsample, p.border);
+    }
     s.store<int>(4 * i, from_y < 0 || from_x < 0 ? -1 : from_y * p.width + from_x);
   }
 }
@@ -104,10 +114,11 @@ FASTGEN_DEVICE Staged fetch_vector(const ConvArgs& p, const ConvBlock& b, const 
   if (pixel >= 0 && channel < p.channels) {
     const int64_t at = element(b.image, p.x_image, pixel, p.x_pixel, channel, 1);
     result.channel = channel;
-    result.x = load(reinterpret_cast<const Vec16*>(static_cast<const T*>(p.x) + at));
+    result.x = load(reinterpret_cast<const Vec16*>(static_cast<const T*>(b.x) + at));
     if (p.load_residual)
-      result.residual =
-          load(reinterpret_cast<const Vec16*>(static_cast<const T*>(p.load_residual) + at));
+      result.residual = load(reinterpret_cast<const Vec16*>(
+          static_cast<const T*>(p.load_residual) +
+          element(b.image, p.load_residual_image, pixel, p.load_residual_pixel, channel, 1)));
   }
   return result;
 }
@@ -124,15 +135,14 @@ FASTGEN_DEVICE void gather(const ConvArgs& p, const ConvBlock& b, const Shared& 
   const int entry = p.rows_of_taps ? (position >> p.tile_w_log) * p.table_columns +
                                          (position & ((1 << p.tile_w_log) - 1)) * p.stride
                                    : position;
-  const auto at = [&](const void* tensor, int pixel, int channel) {
-    return static_cast<const T*>(tensor) +
-           element(b.image, p.x_image, pixel, p.x_pixel, channel, p.x_channel);
+  const auto at = [&](int pixel, int channel) {
+    return element(b.image, p.x_image, pixel, p.x_pixel, channel, p.x_channel);
   };
 #pragma unroll 1
   for (int group = 0; group < kVector; group += kGroup) {
     const int first = (4 * block + chunk) * kVector + group;
     const int first_column = p.rows_of_taps ? first / p.channels : 0;
-    T raw[kGroup];
+    float values[kGroup];
     int pixels[kGroup];
     const auto each = [&](auto&& use) {  // (element, channel, kernel column)
       int column = first_column, channel = first - first_column * p.channels;
@@ -146,13 +156,31 @@ FASTGEN_DEVICE void gather(const ConvArgs& p, const ConvBlock& b, const Shared& 
     each([&](int e, int channel, int column) {
       const bool inside = p.rows_of_taps ? column < p.kernel_w : channel < p.channels;
       pixels[e] = inside ? s.load<int>(4 * (entry + column)) : -1;
-      raw[e] = pixels[e] >= 0 ? load(at(p.x, pixels[e], channel)) : T{};
     });
-    float values[kGroup];
+    const auto read = [&](auto type) {
+      using Element = decltype(type);
+      Element raw[kGroup];
+      each([&](int e, int channel, int) {
+        raw[e] = pixels[e] >= 0 ? load(static_cast<const Element*>(b.x) + at(pixels[e], channel))
+                                : Element{};
+      });
 #pragma unroll
-    for (int e = 0; e < kGroup; ++e) values[e] = to_float(raw[e]);
+      for (int e = 0; e < kGroup; ++e) values[e] = to_float(raw[e]);
+    };
+    if (p.x_kind == kOwn) {
+      read(T{});
+    } else {
+      if (p.x_kind == kByte) {
+        read(uint8_t{});
+      } else {
+        read(float{});
+      }
+      const float gain = load(&p.io->gain), low = load(&p.io->low);
+#pragma unroll
+      for (int e = 0; e < kGroup; ++e) values[e] = pixels[e] >= 0 ? values[e] * gain + low : 0.0f;
+    }
     if (p.scale) {
-      const int64_t image = b.image * p.channels;
+      const int64_t image = b.image * p.scale_image;
       each([&](int e, int channel, int) {
         if (pixels[e] >= 0)
           values[e] = values[e] * load(p.scale + image + channel) + load(p.shift + image + channel);
@@ -162,7 +190,10 @@ FASTGEN_DEVICE void gather(const ConvArgs& p, const ConvBlock& b, const Shared& 
     for (int e = 0; e < kGroup; ++e) values[e] = leaky(values[e], p.load_slope);
     if (p.load_residual)
       each([&](int e, int channel, int) {
-        if (pixels[e] >= 0) values[e] += to_float(load(at(p.load_residual, pixels[e], channel)));
+        if (pixels[e] >= 0)
+          values[e] += to_float(load(static_cast<const T*>(p.load_residual) +
+                                     element(b.image, p.load_residual_image, pixels[e],
+                                             p.load_residual_pixel, channel, p.x_channel)));
       });
     const int to = halo + swizzled(position, chunk) + group * int{sizeof(T)};
     if constexpr (sizeof(T) == 4) {
@@ -186,7 +217,7 @@ FASTGEN_DEVICE void settle(const ConvArgs& p, const ConvBlock& b, const Shared& 
     float x[kVector];
     Chunk<T>::unpack(staged.x, x);
     if (p.scale) {
-      const int64_t i = b.image * p.channels + staged.channel;
+      const int64_t i = b.image * p.scale_image + staged.channel;
 #pragma unroll
       for (int e = 0; e < kVector; e += 4) {
         const Vec16 scale = load(reinterpret_cast<const Vec16*>(p.scale + i + e));
@@ -212,15 +243,59 @@ FASTGEN_DEVICE void settle(const ConvArgs& p, const ConvBlock& b, const Shared& 
 template <class T>
 FASTGEN_DEVICE void copy_halo(const ConvArgs& p, const ConvBlock& b, const Shared& s, int block,
                               int halo, int threads) {
-  const T* image = static_cast<const T*>(p.x) + b.image * p.x_image;
+  const T* image = static_cast<const T*>(b.x) + b.image * p.x_image;
 #pragma unroll 2
   for (int i = threadIdx.x; i < 4 * p.positions; i += threads) {
     const int position = i >> 2, chunk = i & 3;
     const int pixel = s.load<int>(4 * position);
     const int channel = (4 * block + chunk) * Chunk<T>::kSize;
     const bool valid = pixel >= 0 && channel < p.channels;
-    const T* from = valid ? image + pixel * p.x_pixel + channel : static_cast<const T*>(p.x);
+    const T* from = valid ? image + pixel * p.x_pixel + channel : static_cast<const T*>(b.x);
     cp_async16(s, halo + swizzled(position, chunk), from, valid);
+  }
+}
+
+// Stores a tile whose outputs are sums of single kernel columns: a pixel's are those of its
+// neighbours on the right. At most four outputs, most often a photo's three.
+template <class Tile>
+FASTGEN_DEVICE void store_folded(const ConvArgs& p, const ConvBlock& b, const Shared& s, int row) {
+  using T = typename Tile::T;
+  constexpr int kMost = 4;
+  const int width = 1 << p.tile_w_log, outputs = p.outputs / (p.fold + 1);
+  for (int m = threadIdx.x; m < Tile::kBM; m += Tile::kThreads) {
+    const int column = m & (width - 1);
+    const int y = b.row0 + (m >> p.tile_w_log), x = b.column0 + column;
+    if (column >= width - p.fold || y >= b.rows || x >= b.columns) continue;
+    float v[kMost];
+#pragma unroll
+    for (int o = 0; o < kMost; ++o) {
+      v[o] = 0.0f;
+      if (o >= outputs) continue;
+      for (int k = 0; k <= p.fold; ++k)
+        v[o] += s.load<float>(b.halo + 4 * ((m + k) * row + o * (p.fold + 1) + k));
+      v[o] = activate(leaky(v[o] + load(p.bias + o), p.slope), p.activation);
+    }
+    if (p.is_image) {
+      if (y >= p.crop_rows || x >= p.crop_columns) continue;
+      const float rgb[3] = {v[0], v[1], v[2]};
+      const int64_t at =
+          element(b.image, p.y_image, int64_t{y} * p.crop_columns + x, p.y_pixel, 0, 0);
+      if (p.y_kind == kByte)
+        store_pixel<uint8_t>(*p.io, b.y, at, p.y_channel, rgb);
+      else
+        store_pixel<float>(*p.io, b.y, at, p.y_channel, rgb);
+      continue;
+    }
+#pragma unroll
+    for (int o = 0; o < kMost; ++o) {
+      if (o >= outputs) continue;
+      const int64_t at =
+          element(b.image, p.y_image, int64_t{y} * p.out_width + x, p.y_pixel, o, p.y_channel);
+      if (p.y_kind == kFloat)
+        store(static_cast<float*>(b.y) + at, v[o]);
+      else
+        store(static_cast<T*>(b.y) + at, from_float(v[o], T{}));
+    }
   }
 }
 
@@ -230,13 +305,42 @@ FASTGEN_DEVICE void store_tile(const ConvArgs& p, const ConvBlock& b, const Shar
   using T = typename Tile::T;
   constexpr int kVector = Tile::kVector;
   const int width = 1 << p.tile_w_log;
+  int row_at = 0, column_at = 0;
   const auto pixel_of = [&](int m, bool& valid) {
     const int y = b.row0 + (m >> p.tile_w_log), x = b.column0 + (m & (width - 1));
     valid = y < b.rows && x < b.columns;
-    return static_cast<int64_t>(y * p.phases + b.phase_y) * p.out_width + x * p.phases + b.phase_x;
+    row_at = y * p.phases + b.phase_y;
+    column_at = x * p.phases + b.phase_x;
+    return static_cast<int64_t>(row_at) * p.out_width + column_at;
   };
-  T* y = static_cast<T*>(p.y);
+  const auto residual_of = [&](int64_t pixel, int channel) {
+    if (p.residual_side)
+      pixel = compact(row_at, p.out_height, p.residual_side) * p.residual_side +
+              compact(column_at, p.out_width, p.residual_side);
+    return element(b.image, p.residual_image, pixel, p.residual_pixel, channel, p.y_channel);
+  };
+  T* y = static_cast<T*>(b.y);
   const T* residual = static_cast<const T*>(p.residual);
+  if (p.is_image) {  // three outputs
+    for (int m = threadIdx.x; m < Tile::kBM; m += Tile::kThreads) {
+      bool valid;
+      pixel_of(m, valid);
+      if (!valid || row_at >= p.crop_rows || column_at >= p.crop_columns) continue;
+      float rgb[3];
+#pragma unroll
+      for (int c = 0; c < 3; ++c) {
+        const float v = s.load<float>(b.halo + 4 * (m * row + c)) + load(p.bias + c);
+        rgb[c] = activate(leaky(v, p.slope), p.activation);
+      }
+      const int64_t at = element(b.image, p.y_image, int64_t{row_at} * p.crop_columns + column_at,
+                                 p.y_pixel, 0, 0);
+      if (p.y_kind == kByte)
+        store_pixel<uint8_t>(*p.io, b.y, at, p.y_channel, rgb);
+      else
+        store_pixel<float>(*p.io, b.y, at, p.y_channel, rgb);
+    }
+    return;
+  }
   if (p.vector_y) {
     constexpr int kChunks = Tile::kBN / kVector;
 #pragma unroll 4
@@ -256,15 +360,17 @@ FASTGEN_DEVICE void store_tile(const ConvArgs& p, const ConvBlock& b, const Shar
       }
       if (residual) {
         float r[kVector];
-        Chunk<T>::unpack(load_once(reinterpret_cast<const Vec16*>(
-                             residual + element(b.image, p.residual_image, pixel, p.y_pixel,
-                                                channel, p.y_channel))),
-                         r);
+        Chunk<T>::unpack(
+            load_once(reinterpret_cast<const Vec16*>(residual + residual_of(pixel, channel))), r);
 #pragma unroll
         for (int e = 0; e < kVector; ++e) v[e] += r[e];
       }
 #pragma unroll
       for (int e = 0; e < kVector; ++e) v[e] = leaky(v[e], p.slope);
+      if (p.activation) {
+#pragma unroll
+        for (int e = 0; e < kVector; ++e) v[e] = activate(v[e], p.activation);
+      }
       store(reinterpret_cast<Vec16*>(
                 y + element(b.image, p.y_image, pixel, p.y_pixel, channel, p.y_channel)),
             Chunk<T>::pack(v));
@@ -280,11 +386,13 @@ FASTGEN_DEVICE void store_tile(const ConvArgs& p, const ConvBlock& b, const Shar
     const int64_t pixel = pixel_of(m, valid);
     if (!valid || b.n0 + n >= p.outputs) continue;
     float v = s.load<float>(b.halo + 4 * (m * row + n)) + load(p.bias + b.n0 + n);
-    if (residual)
-      v += to_float(load_once(
-          residual + element(b.image, p.residual_image, pixel, p.y_pixel, b.n0 + n, p.y_channel)));
-    store(y + element(b.image, p.y_image, pixel, p.y_pixel, b.n0 + n, p.y_channel),
-          from_float(leaky(v, p.slope), T{}));
+    if (residual) v += to_float(load_once(residual + residual_of(pixel, b.n0 + n)));
+    v = activate(leaky(v, p.slope), p.activation);
+    const int64_t at = element(b.image, p.y_image, pixel, p.y_pixel, b.n0 + n, p.y_channel);
+    if (p.y_kind == kFloat)
+      store(static_cast<float*>(b.y) + at, v);
+    else
+      store(y + at, from_float(v, T{}));
   }
 }
 
@@ -488,6 +596,10 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) conv_kernel(const 
     }
   }
   barrier();
+  if (p.fold) {
+    store_folded<Tile>(p, b, s, row);
+    return;
+  }
   store_tile<Tile>(p, b, s, row);
   if (p.partial) reduce_tile<Tile>(p, b, s, row);
 }

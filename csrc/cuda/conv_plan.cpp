@@ -24,7 +24,7 @@ int log2_of(int x) {
 void set_rectangle(ConvArgs& a, int pixels, int width_log) {
   const int width = 1 << width_log, height = pixels >> width_log;
   a.tile_w_log = width_log;
-  a.tiles_x = static_cast<int>(up(up(a.out_width, a.phases), width));
+  a.tiles_x = static_cast<int>(up(up(a.out_width, a.phases), width - a.fold));
   a.tiles_y = static_cast<int>(up(up(a.out_height, a.phases), height));
   a.row_parities = std::min(a.stride, a.kernel_h);
   a.halo_rows = height + (a.kernel_h - 1) / a.stride;
@@ -72,6 +72,59 @@ void check(bool good, const std::string& what) {
 
 }  // namespace
 
+void choose_tile(int64_t n, const CudaLimits& limits, int tile, int width_log, int dtype,
+                 ConvArgs* args, CudaConvPlan* plan) {
+  constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
+  check(limits.multiprocessors > 0 && limits.shared_bytes > 0, "the device limits are missing");
+  check(tile >= -1 && tile < kCudaConvTiles, "tile " + std::to_string(tile) + " does not exist");
+  ConvArgs& a = *args;
+  const int depth = dtype == kFloat32 ? 16 : 32;
+  a.taps = a.rows_of_taps ? a.kernel_h : a.kernel_h * a.kernel_w;
+  a.blocks = static_cast<int>(up(a.rows_of_taps ? a.channels * a.kernel_w : a.channels, depth));
+  // A copy that is issued with the first tap of a block is complete kStages - 1 steps later.
+  a.halo_buffers = static_cast<int>(std::min<int64_t>(a.blocks, 1 + up(kStages - 1, a.taps)));
+  a.ahead = a.halo_buffers == a.blocks ? a.blocks : a.halo_buffers - 1;
+
+  double best = std::numeric_limits<double>::infinity();
+  int64_t least = kMax;
+  ConvArgs chosen = a;
+  for (int i = 0; i < kCudaConvTiles; ++i) {
+    if (tile >= 0 && i != tile) continue;
+    const TileShape& shape = kTileShapes[i];
+    double here = std::numeric_limits<double>::infinity();
+    for (int log = 3; log <= log2_of(shape.pixels); ++log) {
+      if (width_log >= 0 && log != width_log) continue;
+      // The sums of a pixel's columns must meet in one tile.
+      if (a.fold && (1 << log <= 2 * a.fold || shape.outputs < a.outputs)) continue;
+      set_rectangle(a, shape.pixels, log);
+      const int64_t shared = shared_bytes(a, shape);
+      least = std::min(least, shared);
+      if (shared > limits.shared_bytes) continue;
+      const int64_t x = n * a.tiles_x * a.tiles_y * a.phases * a.phases;
+      const int64_t y = up(a.outputs, shape.outputs);
+      if (x > kMax || y > 65535) continue;
+      const double cost = cycles(a, shape, x * y, shared, limits, dtype);
+      if (cost < here && cost < best) {
+        here = best = cost;
+        chosen = a;
+        plan->tile = i;
+        plan->width_log = log;
+        plan->blocks_x = x;
+        plan->blocks_y = y;
+        plan->threads = shape.threads;
+        plan->shared_bytes = static_cast<int>(shared);
+        plan->workspace_floats = 3 * n * a.outputs * a.tiles_x * a.tiles_y * a.phases * a.phases;
+      }
+    }
+  }
+  check(best < std::numeric_limits<double>::infinity(),
+        "kernel " + std::to_string(a.kernel_h) + "x" + std::to_string(a.kernel_w) + " stride " +
+            std::to_string(a.stride) + " needs " + std::to_string(least) +
+            " bytes of shared memory, the device has " + std::to_string(limits.shared_bytes) +
+            "; use impl='ref'");
+  a = chosen;
+}
+
 CudaConvPlan plan_conv(const CudaConv& c, int64_t n, int64_t height, int64_t width,
                        const CudaLimits& limits, int tile, ConvArgs* args) {
   constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
@@ -79,8 +132,6 @@ CudaConvPlan plan_conv(const CudaConv& c, int64_t n, int64_t height, int64_t wid
             width <= kMax / 8,
         "an image of " + std::to_string(height) + "x" + std::to_string(width) +
             " is outside 1..2^28 pixels; run it in bands");
-  check(limits.multiprocessors > 0 && limits.shared_bytes > 0, "the device limits are missing");
-  check(tile >= -1 && tile < kCudaConvTiles, "tile " + std::to_string(tile) + " does not exist");
 
   CudaConvPlan plan;
   const int64_t full_height = height * c.upsample + 2 * c.padding;
@@ -116,51 +167,12 @@ CudaConvPlan plan_conv(const CudaConv& c, int64_t n, int64_t height, int64_t wid
   a.upsample = c.phases == 2 ? 1 : c.upsample;
   a.border = c.border;
   for (int r = 0; r < 2; ++r)  // floor of the division: a phase reads the small map
-    a.phase_origin[r] = c.phases == 2 ? (r - c.padding) >> 1 : -c.padding;
+    a.phase_origin_y[r] = a.phase_origin_x[r] = c.phases == 2 ? (r - c.padding) >> 1 : -c.padding;
   a.rows_of_taps = c.row_mode;
-  const int depth = c.dtype == kFloat32 ? 16 : 32;
-  a.taps = c.row_mode ? c.kernel_h : c.kernel_h * c.kernel_w;
-  a.blocks = static_cast<int>(up(c.row_mode ? c.inputs * c.kernel_w : c.inputs, depth));
   a.slope = c.slope;
   a.load_slope = c.load_slope;
-  // A copy that is issued with the first tap of a block is complete kStages - 1 steps later.
-  a.halo_buffers = static_cast<int>(std::min<int64_t>(a.blocks, 1 + up(kStages - 1, a.taps)));
-  a.ahead = a.halo_buffers == a.blocks ? a.blocks : a.halo_buffers - 1;
-
-  double best = std::numeric_limits<double>::infinity();
-  int64_t least = kMax;
-  ConvArgs chosen = a;
-  for (int i = 0; i < kCudaConvTiles; ++i) {
-    if (tile >= 0 && i != tile) continue;
-    const TileShape& shape = kTileShapes[i];
-    double here = std::numeric_limits<double>::infinity();
-    for (int log = 3; log <= log2_of(shape.pixels); ++log) {
-      set_rectangle(a, shape.pixels, log);
-      const int64_t shared = shared_bytes(a, shape);
-      least = std::min(least, shared);
-      if (shared > limits.shared_bytes) continue;
-      const int64_t x = n * a.tiles_x * a.tiles_y * c.phases * c.phases;
-      const int64_t y = up(c.outputs, shape.outputs);
-      if (x > kMax || y > 65535) continue;
-      const double cost = cycles(a, shape, x * y, shared, limits, c.dtype);
-      if (cost < here && cost < best) {
-        here = best = cost;
-        chosen = a;
-        plan.tile = i;
-        plan.blocks_x = x;
-        plan.blocks_y = y;
-        plan.threads = shape.threads;
-        plan.shared_bytes = static_cast<int>(shared);
-        plan.workspace_floats = 3 * n * c.outputs * a.tiles_x * a.tiles_y * c.phases * c.phases;
-      }
-    }
-  }
-  check(best < std::numeric_limits<double>::infinity(),
-        "kernel " + std::to_string(c.kernel_h) + "x" + std::to_string(c.kernel_w) + " stride " +
-            std::to_string(c.stride) + " needs " + std::to_string(least) +
-            " bytes of shared memory, the device has " + std::to_string(limits.shared_bytes) +
-            "; use impl='ref'");
-  if (args) *args = chosen;
+  choose_tile(n, limits, tile, -1, c.dtype, &a, &plan);
+  if (args) *args = a;
   return plan;
 }
 

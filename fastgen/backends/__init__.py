@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 # Fastest first: `auto` takes the first one that can run here.
-_BACKENDS = ("tensorrt", "cpu", "torch")
+_BACKENDS = ("tensorrt", "cuda", "cpu", "torch")
 
 
 @dataclass(frozen=True)

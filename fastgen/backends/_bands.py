@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["RECOMPUTE", "BandInfo", "Bands", "check_bands"]
+__all__ = ["RECOMPUTE", "BandInfo", "Bands", "Plan", "check_bands"]
 
 RECOMPUTE = ("auto", "full")
 MAX_ROWS = 1 << 24
@@ -59,6 +59,21 @@ class BandInfo:
             f"{self.bands} bands of {self.rows} rows, {self.passes} passes, "
             f"{self.memory / 2**20:.0f} MiB, {self.arithmetic:.2f} times the arithmetic: {self.why}"
         )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How inputs of some shapes are run.
+
+    Attributes:
+        plan: the engine's.
+        shapes: of all values of the graph.
+        info: where the run is in bands.
+    """
+
+    plan: Any
+    shapes: dict[str, tuple[int, ...]]
+    info: BandInfo | None
 
 
 def check_bands(band_rows: object, recompute: object) -> Bands:

@@ -68,12 +68,12 @@ def constants(graph: Graph) -> set[str]:
     return found
 
 
-def flat_order(channels: int, positions: int) -> Array:
+def flat_order(channels: int, positions: int, block: int = BLOCK) -> Array:
     """Index in (C,H,W) order of each number of a blocked map, -1 for those of no channel."""
-    padded = -(-channels // BLOCK) * BLOCK
+    padded = -(-channels // block) * block
     order = np.full((padded, positions), -1, np.int64)
     order[:channels] = np.arange(channels * positions).reshape(channels, positions)
-    return order.reshape(-1, BLOCK, positions).transpose(0, 2, 1).reshape(-1)
+    return order.reshape(-1, block, positions).transpose(0, 2, 1).reshape(-1)
 
 
 def border_taps(kernel: int, padding: int) -> Iterator[slice]:
@@ -85,13 +85,14 @@ def border_taps(kernel: int, padding: int) -> Iterator[slice]:
         yield slice(0, max(0, kernel - row - 1))
 
 
-def broadcast_conv(label: str, weight: Array, padding: int) -> ConvStep:
+def broadcast_conv(label: str, weight: Array, padding: int, block: int = BLOCK) -> ConvStep:
     """What a convolution makes of a vector at every position, as a linear layer.
 
     Args:
         label: name of the step.
         weight: (O,I,k,k), for a stride of 1.
         padding: rows and columns of zeros around the map.
+        block: channels of a block in memory.
 
     Returns:
         Its outputs are a blocked map (O, 2*padding+1, 2*padding+1).
@@ -101,7 +102,7 @@ def broadcast_conv(label: str, weight: Array, padding: int) -> ConvStep:
     sums = np.stack([weight[:, :, y, x].sum((2, 3)) for y in taps for x in taps], 1)
     phases = [Phase(sums.reshape(-1, inputs, 1, 1), 0, 0)]
     step = ConvStep(label, inputs=inputs, outputs=outputs, phases=phases, flat=True)
-    return linear_rows(step, flat_order(outputs, len(taps) ** 2), len(taps) ** 2)
+    return linear_rows(step, flat_order(outputs, len(taps) ** 2, block), len(taps) ** 2)
 
 
 def linear_rows(step: ConvStep, order: Array, positions: int) -> ConvStep:
@@ -162,11 +163,16 @@ class Joins(ABC):
     writer: dict[int, ConvStep]  # convolution that wrote a value
     fixed: dict[str, tuple[int, ...]]
     constant: set[str]
+    channels_last: bool  # in memory, without blocks
 
     def __init__(self) -> None:
         self.pending: dict[str, Node] = {}  # broadcasts that nothing needed in memory yet
         self.joined: dict[str, tuple[str, ...]] = {}  # concatenations that convolutions split
         self.flat: dict[str, Array] = {}  # order in memory of reshaped values
+
+    def block(self, channels: int) -> int:
+        """Channels that lie side by side in memory, of a value with so many."""
+        return channels if self.channels_last else BLOCK
 
     @abstractmethod
     def value(
@@ -242,7 +248,8 @@ class Joins(ABC):
             if name in self.pending and self.folds(node) and not step.parts:
                 weight = whole[0].weight[:, spans[i]]
                 padding = node.attrs["padding"] if step.pad_mode == 0 else 0
-                part = broadcast_conv(f"{node.name} {name}", weight, padding)
+                block = self.block(step.outputs)
+                part = broadcast_conv(f"{node.name} {name}", weight, padding, block)
                 part.source = Source(self.plain(self.pending[name].inputs[0]))
                 side = 2 * padding + 1
                 part.out = self.value(node.name, size=(part.outputs, 1, 1))
@@ -308,6 +315,8 @@ class Joins(ABC):
         """Whether a value is all of its memory, so that it can be part of a larger one."""
         inside = self.result.inside
         whole = inside.get(value, (value, 0))[0]
+        if whole != value and self.channels_last:  # parts have their own order of numbers
+            return False
         if whole in inside or (whole != value and value not in self.writer):
             return False
         return all(child == value for child, (parent, _) in inside.items() if parent == whole)
@@ -330,7 +339,9 @@ class Joins(ABC):
                 user.op != "linear" for user in self.users[node.name]
             ):
                 return False
-            order = flat_order(before[0], before[1] * before[2])
+            if self.channels_last and self.plain(name) in self.result.inside:
+                return False  # other channels lie between its own
+            order = flat_order(before[0], before[1] * before[2], self.block(before[0]))
             value = self.value(node.name, size=(len(order), 1, 1), inside=(self.plain(name), 0))
             self.flat[node.name] = order
             self.state[node.name] = Source(value)
@@ -339,7 +350,7 @@ class Joins(ABC):
         if len(after) != 3 or step is None or not step.flat or step.rows is not None:
             return False
         positions = after[1] * after[2]
-        linear_rows(step, flat_order(after[0], positions), positions)
+        linear_rows(step, flat_order(after[0], positions, self.block(after[0])), positions)
         self.result.sizes[step.out] = (step.outputs, 1, 1)
         value = self.value(node.name, inside=(step.out, 0))
         self.writer[value] = step

@@ -72,23 +72,25 @@ def check_weights(graph: Graph, weights: Mapping[str, Any]) -> dict[str, Array]:
     return result
 
 
-def lower(graph: Graph, weights: Mapping[str, Any]) -> Lowered:
+def lower(graph: Graph, weights: Mapping[str, Any], channels_last: bool = False) -> Lowered:
     """Lowers a graph.
 
     Args:
         graph: the network.
         weights: arrays by weight name.
+        channels_last: values lie in memory as (N,H,W,C), not in blocks of channels.
 
     Raises:
         GraphError: missing, unknown or wrongly shaped weights.
     """
-    return _Lowering(graph, check_weights(graph, weights)).run()
+    return _Lowering(graph, check_weights(graph, weights), channels_last).run()
 
 
 class _Lowering(Joins):
-    def __init__(self, graph: Graph, weights: dict[str, Array]) -> None:
+    def __init__(self, graph: Graph, weights: dict[str, Array], channels_last: bool) -> None:
         super().__init__()
         self.graph = graph
+        self.channels_last = channels_last
         self.weights = weights
         self.smallest = graph.infer_shapes(graph.smallest_shapes())
         self.channels = {name: shape[1] for name, shape in self.smallest.items()}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 from fastgen.backends._steps import ConvStep, Lowered, Step
 
-__all__ = ["plan_values", "segment_steps"]
+__all__ = ["lifetimes", "place", "plan_values", "segment_steps"]
 
 Segment = tuple[int, int]  # first step, and the one behind the last
 Entry = tuple[int, int, int, int, bool, int, int, int]
@@ -91,7 +91,7 @@ def plan_values(
             taken[-1] = taken[-1][0], last
         else:
             taken.append((first, last))
-    ends = _lifetimes(lowered, taken, constant)
+    ends = lifetimes(lowered, taken, constant)
     outside = [*lowered.inputs.values(), *lowered.outputs.values()]
     fixed = {index: -1 - i for i, index in enumerate(outside)} if external else {}
     local: dict[int, int] = {}
@@ -100,7 +100,7 @@ def plan_values(
         used = {value for values in touched[first:last] for value in values} - set(outside)
         rest = {v for values in (*touched[:first], *touched[last:]) for v in values}
         here = {value: ends[value] for value in sorted(used - rest)}
-        offsets, floats = _place({v: single[v] for v in here}, _inner(lowered, here, first, last))
+        offsets, floats = place({v: single[v] for v in here}, _inner(lowered, here, first, last))
         local |= offsets
         children = {
             index: offsets[lowered.whole(index)] + _inside(lowered, full, index)
@@ -113,7 +113,7 @@ def plan_values(
         for index in range(len(full))
         if index not in fixed and index not in lowered.inside and index not in local
     }
-    offsets, total = _place(whole, {index: ends.get(index, (-1, -1)) for index in whole})
+    offsets, total = place(whole, {index: ends.get(index, (-1, -1)) for index in whole})
     offsets |= fixed | dict.fromkeys(local, 0)
     entries = []
     for index, shape in enumerate(full):
@@ -134,7 +134,7 @@ def _inside(lowered: Lowered, full: list[tuple[int, int, int, int, bool, int]], 
     return offset
 
 
-def _lifetimes(
+def lifetimes(
     lowered: Lowered, segments: list[Segment], constant: int
 ) -> dict[int, tuple[int, int]]:
     """First and last step of each value's memory; a segment's steps happen all at once."""
@@ -169,18 +169,18 @@ def _inner(
     return found
 
 
-def _place(
-    sizes: Mapping[int, int], lifetimes: Mapping[int, tuple[int, int]]
+def place(
+    sizes: Mapping[int, int], spans: Mapping[int, tuple[int, int]]
 ) -> tuple[dict[int, int], int]:
     """An offset for each value, large ones first, and the size of all."""
     offsets: dict[int, int] = {}
     total = 0
     for index in sorted(sizes, key=lambda i: (-sizes[i], i)):
-        begin, end = lifetimes[index]
+        begin, end = spans[index]
         neighbours = sorted(
             (offsets[other], offsets[other] + sizes[other])
             for other in offsets
-            if lifetimes[other][0] <= end and begin <= lifetimes[other][1]
+            if spans[other][0] <= end and begin <= spans[other][1]
         )
         offset = 0
         for low, high in neighbours:

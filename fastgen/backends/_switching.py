@@ -97,8 +97,8 @@ class SwitchingRunner:
         shapes = self._fast.shapes_of(inputs, io)
         # Tensors on a GPU are what the slow runner may not take.
         values = inputs.values() if isinstance(inputs, dict) else [inputs]
-        on_host = all(isinstance(value, np.ndarray) for value in values)
-        if self._fast.ready(shapes) or not on_host:
+        able = self._slow.backend == "cuda" or all(isinstance(v, np.ndarray) for v in values)
+        if self._fast.ready(shapes) or not able:
             self._serving = self._fast
             return self._fast.run(inputs, io, out)
         self._request(shapes)
@@ -108,6 +108,10 @@ class SwitchingRunner:
     def band_info(self, shape: tuple[int, int, int, int], **options: Any) -> Any:
         """How the slower runner would run this size in bands, see ``Stylizer.band_info``."""
         return self._slow.band_info(shape, **options)
+
+    def release(self) -> None:
+        """Gives the slower runner's memory back until the next run."""
+        self._slow.release()
 
     def _request(self, shapes: Any) -> None:
         """Starts to get the fast runner ready in the background, one size at a time."""

@@ -9,14 +9,13 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastgen.backends import ImageIO, _bands, _quantize, _steps, check_image_batch, padded_size
 from fastgen.backends._arrays import check_out, float_array
-from fastgen.backends._bands import BandInfo, Bands
+from fastgen.backends._bands import BandInfo, Bands, Plan
 from fastgen.backends._build import build as _build
 from fastgen.backends._build import for_batch, set_ranges
 from fastgen.backends._lower import lower
@@ -213,6 +212,10 @@ class Runner:
         self._plans.clear()
         self._engine.release_memory()
 
+    def release(self) -> None:
+        """Gives the memory back until the next run."""
+        self._engine.release_memory()
+
     @property
     def norm_names(self) -> tuple[str, ...]:
         """Norms whose statistics are taken from the data: the names for ``norm_stats``."""
@@ -371,7 +374,7 @@ class Runner:
     def _image_values(self) -> tuple[int, int]:
         return next(iter(self._lowered.inputs.values())), next(iter(self._lowered.outputs.values()))
 
-    def _image_plan(self, image: tuple[int, ...], bands: Bands, given: bool) -> _Plan:
+    def _image_plan(self, image: tuple[int, ...], bands: Bands, given: bool) -> Plan:
         inputs = self.graph.inputs
         if len(inputs) != 1 or len(self.graph.outputs) != 1 or len(inputs[0].shape) != 4:
             raise ValueError("io= needs a graph with one image input and one output")
@@ -390,7 +393,7 @@ class Runner:
         given: bool,
         image: tuple[int, ...] | None = None,
         keep: bool = False,
-    ) -> _Plan:
+    ) -> Plan:
         """The engine's plan for these input shapes."""
         # Only a run in bands has another plan for other statistics or another photo's size.
         key: Any = (tuple(sorted(inputs.items())), external, bands, keep)
@@ -420,7 +423,7 @@ class Runner:
         given: bool,
         image: tuple[int, ...] | None,
         keep: bool,
-    ) -> _Plan:
+    ) -> Plan:
         batch, threads = shapes[self.graph.inputs[0].name][0], self.threads
         # Images that do not fill the threads evenly are better split themselves.
         apart = batch > 1 and (batch % threads == 0 or batch >= 4 * threads)
@@ -434,9 +437,9 @@ class Runner:
             self._half,
         )
         limit, why = 0, "as asked for"
-        whole: _Plan | None = None
+        whole: Plan | None = None
         if not bands.rows:
-            whole = _Plan(self._engine.plan(values, floats, externals, segments), shapes, None)
+            whole = Plan(self._engine.plan(values, floats, externals, segments), shapes, None)
         if whole and bands.rows is None:
             return whole
         if whole:
@@ -455,14 +458,7 @@ class Runner:
             return whole
         count, passes, kept, work = plan.bands
         info = BandInfo(rows, count, passes, int(plan.bytes), kept, work, why)
-        return _Plan(plan, shapes, info)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    plan: Any  # the engine's
-    shapes: dict[str, tuple[int, ...]]  # of all values
-    info: BandInfo | None  # where the run is in bands
+        return Plan(plan, shapes, info)
 
 
 def compile(

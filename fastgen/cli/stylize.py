@@ -24,6 +24,7 @@ from fastgen.image import (
 
 __all__ = ["expand", "plan", "stylize"]
 
+DEFAULT_STYLE = "starry_night"
 _WILD = "*?["
 
 
@@ -33,10 +34,19 @@ _WILD = "*?["
     "-o", "--output", required=True, metavar="OUT", help="File for one photo, folder for several."
 )
 @click.option(
-    "-s", "--style", default="starry_night", show_default=True, help="Name or checkpoint."
+    "-s",
+    "--style",
+    "styles",
+    multiple=True,
+    help=f"Name or checkpoint [default: {DEFAULT_STYLE}]; several with --mask.",
 )
+@click.option("--blend", metavar="A=W,B=W", help="Mix of several styles, by weights.")
+@click.option("--mask", "masks", multiple=True, help="Where each --style is seen: a picture.")
+@click.option("--feather", type=float, default=0, metavar="PIXELS", help="Soft edges of the mask.")
+@click.option("--stroke-size", type=float, help="Size of strokes in the picture; 1 as in training.")
 @click.option("--strength", type=float, default=1.0, show_default=True, help="0 photo, 1 painting.")
 @click.option("--preserve-color", is_flag=True, help="Keep the colours of the photo.")
+@click.option("--color-keep", type=float, help="Keep a part of them: 0 none, 1 all.")
 @click.option("--max-side", type=click.IntRange(1), help="Shrink photos to this longer side first.")
 @click.option("--backend", default="auto", show_default=True, help="auto, cpu or torch.")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16, ...")
@@ -66,9 +76,14 @@ _WILD = "*?["
 def stylize(
     inputs: tuple[str, ...],
     output: str,
-    style: str,
+    styles: tuple[str, ...],
+    blend: str | None,
+    masks: tuple[str, ...],
+    feather: float,
+    stroke_size: float | None,
     strength: float,
     preserve_color: bool,
+    color_keep: float | None,
     max_side: int | None,
     backend: str,
     precision: str,
@@ -83,13 +98,27 @@ def stylize(
     INPUT is a photo, a folder (its photos, not those in folders below) or a pattern such as
     'trip/*.jpg'. The result has the size of the photo. A file that fails does not stop the others.
     """
-    from fastgen.stylizer import Stylizer, check_strength
+    from fastgen.stylizer import Stylizer, check_color, check_strength
 
     try:
         check_strength(strength)
+        check_color(0.0 if color_keep is None else color_keep)
         bands = _band_options(band_rows, recompute)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    style: Any = styles[0] if styles else DEFAULT_STYLE
+    options: dict[str, Any] = {"strength": strength, "preserve_color": preserve_color}
+    if len(styles) > 1 or masks or blend or feather or stroke_size is not None:
+        from fastgen.cli._controls import choose
+
+        style, controls = choose(
+            styles, DEFAULT_STYLE, blend, masks, feather, stroke_size, moving=False
+        )
+        options |= controls
+    if color_keep is not None:
+        from fastgen.cli._controls import color
+
+        options["preserve_color"] = color(preserve_color, color_keep)
     photos, failures = expand(inputs)
     jobs = plan(photos, output, _wants_folder(inputs, output)) if photos else []
     for _, text in failures:
@@ -112,8 +141,9 @@ def stylize(
                 photo = decode(source, max_pixels=max_pixels, max_side=max_side)
                 if max_side is not None:
                     photo = limit_side(photo, max_side)
-                result = stylizer(photo, strength=strength, preserve_color=preserve_color)
-                in_bands = stylizer.band_info(*result.size)
+                result = stylizer(photo, max_pixels=max_pixels, **options)
+                width, height = result.size
+                in_bands = stylizer.band_info(width, height, stroke_size)
                 save(result, target)
             except (OSError, ValueError, MemoryError) as error:
                 line.clear()
@@ -127,7 +157,6 @@ def stylize(
                 records.append({"input": source, "error": text})
                 continue
             seconds = time.perf_counter() - start
-            width, height = result.size
             records.append(
                 {
                     "input": source,

@@ -14,15 +14,36 @@ from fastgen.cli._app import Size, report, style_error
 
 __all__ = ["video"]
 
+DEFAULT_STYLE = "starry_night.small"
+
 
 @click.command()
 @click.argument("source", metavar="SOURCE")
 @click.option("-o", "--output", required=True, metavar="OUT", help="File, out/%05d.png, or -.")
 @click.option(
-    "-s", "--style", default="starry_night.small", show_default=True, help="Name or checkpoint."
+    "-s",
+    "--style",
+    "styles",
+    multiple=True,
+    help=f"Name or checkpoint [default: {DEFAULT_STYLE}]; several with --mask.",
 )
-@click.option("--strength", type=float, default=1.0, show_default=True, help="0 clip, 1 painting.")
+@click.option("--blend", metavar="A=W,B=W", help="Mix of several styles, by weights.")
+@click.option(
+    "--mask", "masks", multiple=True, help="Where each --style is seen: a picture or clip."
+)
+@click.option("--feather", type=float, default=0, metavar="PIXELS", help="Soft edges of the mask.")
+@click.option("--stroke-size", type=float, help="Size of strokes in the picture; 1 as in training.")
+@click.option(
+    "--strength",
+    default="1",
+    show_default=True,
+    help="0 clip, 1 painting; or SECONDS:VALUE,SECONDS:VALUE.",
+)
 @click.option("--preserve-color", is_flag=True, help="Keep the colours of the clip.")
+@click.option("--color-keep", help="Keep a part of them: 0..1, or SECONDS:VALUE,SECONDS:VALUE.")
+@click.option(
+    "--keyframes", metavar="FILE", help="JSON: strength, preserve_color, blend over time."
+)
 @click.option(
     "--stabilize",
     is_flag=False,
@@ -57,7 +78,15 @@ __all__ = ["video"]
 def video(
     source: str,
     output: str,
-    style: str,
+    styles: tuple[str, ...],
+    blend: str | None,
+    masks: tuple[str, ...],
+    feather: float,
+    stroke_size: float | None,
+    strength: str,
+    preserve_color: bool,
+    color_keep: str | None,
+    keyframes: str | None,
     backend: str,
     precision: str,
     threads: int | None,
@@ -70,13 +99,23 @@ def video(
 
     SOURCE is a file, a URL, numbered pictures (frames/%05d.png) or - for standard input.
     """
-    from fastgen.stylizer import Stylizer, check_strength
+    from fastgen._keyframes import read_keyframes
+    from fastgen.cli._controls import choose, color, over_time
+    from fastgen.stylizer import Stylizer
     from fastgen.video import stylize_video
 
-    try:
-        check_strength(options["strength"])
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+    style, controls = choose(styles, DEFAULT_STYLE, blend, masks, feather, stroke_size, moving=True)
+    options |= controls
+    options["strength"] = over_time("--strength", strength)
+    amount = None if color_keep is None else over_time("--color-keep", color_keep)
+    options["preserve_color"] = color(preserve_color, amount)
+    if keyframes is not None:
+        options["keyframes"] = moving = read_keyframes(keyframes)
+        if "blend" in moving:
+            if styles or blend:
+                what = "--blend" if blend else "--style"
+                raise click.UsageError(f"--keyframes has a blend, so {what} cannot be given, too")
+            style = dict.fromkeys(moving["blend"], 1.0)
     try:
         stylizer = Stylizer(style, backend=backend, precision=precision, threads=threads)
     except ValueError as error:

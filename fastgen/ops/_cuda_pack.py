@@ -8,7 +8,7 @@ import numpy as np
 
 from fastgen.ops._spec import ConvSpec
 
-__all__ = ["DTYPES", "PackedArrays", "pack"]
+__all__ = ["DTYPES", "PackedArrays", "fold_upsampling", "pack", "pack_kernels"]
 
 DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}  # DType in csrc/fastgen.h
 _ZERO, _REFLECT, _CLAMP = 0, 1, 2  # Border in csrc/cuda/conv_geometry.h
@@ -44,25 +44,11 @@ def pack(spec: ConvSpec) -> PackedArrays:
         phases = 2
         if border == _REFLECT:
             border = _CLAMP  # pixel -1 of the large map reflects to 1: both belong to pixel 0
-    kernels = _phases(weight, spec.padding) if phases == 2 else weight[None]
+    kernels = fold_upsampling(weight, spec.padding, spec.padding) if phases == 2 else weight[None]
     _, _, _, height, width = kernels.shape
-    depth = _ROW_BYTES // (4 if spec.dtype == "float32" else 2)
-    row_mode = inputs <= _ROW_MODE_CHANNELS and -(-width * inputs // depth) < width * -(
-        -inputs // depth
-    )
-    if row_mode:  # (phase, output, kernel row, kx * inputs + c)
-        runs = kernels.transpose(0, 1, 3, 4, 2).reshape(len(kernels), outputs, height, -1)
-    else:
-        runs = kernels.transpose(0, 1, 3, 4, 2).reshape(len(kernels), outputs, -1, inputs)
-    taps, elements = runs.shape[2:]
-    blocks, padded = -(-elements // depth), -(-outputs // 8) * 8
-    full = np.zeros((len(kernels), padded, taps, blocks * depth), np.float32)
-    full[:, :outputs, :, :elements] = runs
-    steps = full.reshape(len(kernels), padded, taps, blocks, depth).transpose(0, 3, 2, 1, 4)
-    bias = np.zeros(padded, np.float32)
-    bias[:outputs] = spec.bias
+    weights, bias, row_mode = pack_kernels(kernels, spec.bias, spec.dtype)
     return PackedArrays(
-        _bits(np.ascontiguousarray(steps).reshape(len(kernels), -1, padded, depth), spec.dtype),
+        weights,
         bias,
         {
             "dtype": DTYPES[spec.dtype],
@@ -85,14 +71,49 @@ def pack(spec: ConvSpec) -> PackedArrays:
     )
 
 
-def _phases(weight: np.ndarray, padding: int) -> np.ndarray:
-    """The four kernels on the small map that equal nearest x2 and then `weight`.
+def pack_kernels(
+    kernels: np.ndarray, bias: np.ndarray, dtype: str
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Weights and bias of all phases in the kernel's order.
+
+    Args:
+        kernels: (phases**2, O, I, kh, kw), float32.
+        bias: (O,).
+        dtype: a key of ``DTYPES``.
+
+    Returns:
+        Weights and bias as in :class:`PackedArrays`, and whether a tap is a whole kernel row.
+    """
+    phases, outputs, inputs, height, width = kernels.shape
+    depth = _ROW_BYTES // (4 if dtype == "float32" else 2)
+    row_mode = inputs <= _ROW_MODE_CHANNELS and -(-width * inputs // depth) < width * -(
+        -inputs // depth
+    )
+    if row_mode:  # (phase, output, kernel row, kx * inputs + c)
+        runs = kernels.transpose(0, 1, 3, 4, 2).reshape(phases, outputs, height, -1)
+    else:
+        runs = kernels.transpose(0, 1, 3, 4, 2).reshape(phases, outputs, -1, inputs)
+    taps, elements = runs.shape[2:]
+    blocks, padded = -(-elements // depth), -(-outputs // 8) * 8
+    full = np.zeros((phases, padded, taps, blocks * depth), np.float32)
+    full[:, :outputs, :, :elements] = runs
+    steps = full.reshape(phases, padded, taps, blocks, depth).transpose(0, 3, 2, 1, 4)
+    padded_bias = np.zeros(padded, np.float32)
+    padded_bias[:outputs] = bias
+    packed = np.ascontiguousarray(steps).reshape(phases, -1, padded, depth)
+    return _bits(packed, dtype), padded_bias, row_mode
+
+
+def fold_upsampling(weight: np.ndarray, top: int, left: int) -> np.ndarray:
+    """The four kernels (4, O, I, kh, kw) on the small map that equal nearest x2 and then `weight`.
+
+    `top` and `left` are the rows and columns of padding around the large map.
 
     Output 2i + r reads rows 2i + r + t - padding of the large map, which are rows
     i + floor((r + t - padding) / 2) of the small one: taps that meet there are added.
     """
     kernels = [weight.astype(np.float64)]
-    for axis in (2, 3):  # rows first, so that phase ry * 2 + rx is at that place
+    for axis, padding in ((2, top), (3, left)):  # rows first: phase ry * 2 + rx is at that place
         kernels = [_fold(kernel, axis, r - padding) for kernel in kernels for r in range(2)]
         taps = max(kernel.shape[axis] for kernel in kernels)
         kernels = [_extend(kernel, axis, taps) for kernel in kernels]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -12,10 +13,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from fastgen.checkpoint import Checkpoint
+from fastgen._keyframes import read_keyframes
 from fastgen.image import DEFAULT_MAX_PIXELS
 from fastgen.stabilizer import Stabilizer, stabilizer_strength
-from fastgen.stylizer import Stylizer
+from fastgen.stylizer import Style, Stylizer
+from fastgen.video._controls import FrameControls, style_and_blend
 from fastgen.video._read import Clip, Frame, is_pattern, read
 from fastgen.video._segments import Segments, join
 from fastgen.video._write import Encoding, Pipe, encoding_for, write
@@ -60,10 +62,15 @@ class VideoResult:
 def stylize_video(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    style: str | os.PathLike[str] | Checkpoint | Stylizer = "starry_night.small",
+    style: Style | Stylizer | None = None,
     *,
-    strength: float = 1.0,
-    preserve_color: bool = False,
+    strength: Any = 1.0,
+    preserve_color: Any = False,
+    stroke_size: float | None = None,
+    mask: Any = None,
+    feather: float = 0,
+    blend: Any = None,
+    keyframes: Any = None,
     stabilize: bool | float = False,
     backend: str = "auto",
     precision: str = "auto",
@@ -94,9 +101,18 @@ def stylize_video(
         source: what :func:`fastgen.video.read` takes.
         output: a file (.mp4, .mov, .mkv, .webm, .gif), a pattern of numbered pictures
             (``out/%05d.png``), or ``"-"`` for standard output.
-        style: name, checkpoint, or a ``Stylizer`` to use.
-        strength: 0 the clip, 1 the painting.
-        preserve_color: keep the clip's colours and take only lightness from the painting.
+        style: name, checkpoint, or a ``Stylizer`` to use; several as for :func:`fastgen.stylize`.
+            None: ``"starry_night.small"``, or what ``blend`` names.
+        strength: 0 the clip, 1 the painting. A number, or keyframes that it follows in straight
+            lines: ``{0: 0.0, 2.5: 1.0}`` or pairs (second of the clip, value).
+        preserve_color: how much of the clip's colours is kept, True, False or 0..1; or keyframes.
+        stroke_size: as for :func:`fastgen.stylize`.
+        mask: as for :func:`fastgen.stylize`, for every frame the same; or, for two styles, the
+            path of a video or of numbered pictures, whose grey of a frame's time is its mask.
+        feather: as for :func:`fastgen.stylize`.
+        blend: styles and their weights, each a number or keyframes.
+        keyframes: ``strength``, ``preserve_color`` and ``blend`` in a dict, or the path of a JSON
+            file with them.
         stabilize: less flicker, by a :class:`fastgen.Stabilizer`: True, or its strength in 0..1.
             A resumed run repeats what it needs of the frames before, and goes on as the whole run
             would have done but for rounding.
@@ -138,6 +154,8 @@ def stylize_video(
         raise ValueError(f"output {target} is the source, which is never overwritten")
     steadiness = stabilizer_strength(stabilize)
     began = time.perf_counter()
+    moving = {} if keyframes is None else read_keyframes(keyframes)
+    style, weights = style_and_blend(style, blend, moving)
     clip = read(
         source,
         start=start,
@@ -148,38 +166,41 @@ def stylize_video(
         hwaccel=hwaccel,
         max_pixels=max_pixels,
     )
-    with clip:
+    with clip, contextlib.ExitStack() as stack:
         if encoded:
             encoding = encoding_for(clip, suffix, codec, quality, preset)
         if not isinstance(style, Stylizer):
             style = Stylizer(style, backend=backend, precision=precision, threads=threads)
         result = VideoResult(width=clip.width, height=clip.height)
         begin = Fraction(start or 0).limit_denominator(1_000_000)
-
-        painter: Any = style
-        if steadiness:
-            painter = Stabilizer(style, strength=steadiness)
-
-        def paint(image: Any) -> Any:
-            return painter(
-                image, strength=strength, preserve_color=preserve_color, max_pixels=max_pixels
+        painter: Any = Stabilizer(style, strength=steadiness) if steadiness else style
+        controls = stack.enter_context(
+            FrameControls(
+                style,
+                clip,
+                strength=strength,
+                preserve_color=preserve_color,
+                stroke_size=stroke_size,
+                mask=mask,
+                feather=feather,
+                blend=weights,
+                keyframes=moving,
+                max_pixels=max_pixels,
             )
+        )
+
+        def paint(frame: Frame) -> Any:
+            return painter(frame.image, **controls(frame))
 
         if not encoded:
             with Pipe(pipe, clip) if target == "-" else write(target, like=clip) as sink:
                 _run(
-                    clip,
-                    paint,
-                    lambda f: sink.write(f.image, f.time - begin),
-                    (0, 0),
-                    result,
-                    progress,
+                    clip, paint, lambda f: sink.write(f.image, f.time - begin), 0, result, progress
                 )
         else:
             identity = {
                 **_identity(name, style, encoding),
-                "strength": strength,
-                "preserve_color": preserve_color,
+                **controls.identity,
                 "stabilize": steadiness,
                 "window": [str(start), str(end), str(fps)],
                 "size": [clip.width, clip.height],
@@ -214,7 +235,7 @@ def _identity(name: str, style: Stylizer, encoding: Encoding) -> dict[str, Any]:
 
 def _encode(
     clip: Clip,
-    paint: Callable[[Any], Any],
+    paint: Callable[[Frame], Any],
     parts: Path,
     encoding: Encoding,
     identity: dict[str, Any],
@@ -232,9 +253,10 @@ def _encode(
             clip,
             paint,
             lambda f: segments.write(f.image, f.time - begin),
-            (max(0, segments.frames - warm), segments.frames),
+            segments.frames,
             result,
             progress,
+            warm,
         )
         segments.finish()
     except BaseException:
@@ -256,18 +278,18 @@ def _encode(
 
 def _run(
     clip: Clip,
-    paint: Callable[[Any], Any],
+    paint: Callable[[Frame], Any],
     put: Callable[[Frame], None],
-    begin: tuple[int, int],
+    skip: int,
     result: VideoResult,
     progress: Callable[[int, int | None], None] | None,
+    warm: int = 0,
 ) -> None:
     """Reads and writes in threads of their own; this one paints.
 
-    ``begin`` is the first frame that is painted and the first that is written.
+    Of the frames that are skipped the last ``warm`` are painted, but not written.
     """
-    number, skip = begin
-    first = number
+    number = first = max(0, skip - warm)
     busy = result.busy = {"read": 0.0, "paint": 0.0, "write": 0.0}
     stop = threading.Event()
     ahead: queue.Queue[Frame | None] = queue.Queue(AHEAD)
@@ -308,7 +330,7 @@ def _run(
     try:
         while (frame := _get(ahead, stop)) is not None:
             started = time.perf_counter()
-            frame.image = paint(frame.image)
+            frame.image = paint(frame)
             busy["paint"] += time.perf_counter() - started
             number += 1
             if number <= skip:

@@ -28,10 +28,18 @@ KERNELS = [
         "conv_fp32.cu",
         "conv_plan.cpp",
         "gram_matrix.cu",
+        "network_conv.cu",
+        "network_steps.cu",
+        "statistics.cu",
     )
 ]
-HOST = [HERE / "emulate.cpp", HERE / "faulty.cpp"]
-BINDINGS = [ROOT / "csrc/bindings_cuda_ops.cpp", HERE / "module.cpp"]
+HOST = [HERE / "emulate.cpp", HERE / "faulty.cpp", HERE / "runtime.cpp"]
+BINDINGS = [
+    ROOT / "csrc/bindings_cuda_ops.cpp",
+    ROOT / "csrc/bindings_cuda_dlpack.cpp",
+    ROOT / "csrc/bindings_cuda_network.cpp",
+    HERE / "module.cpp",
+]
 NAME = "fastgen_cuda_emulated"
 FLAGS = [
     *("-std=c++17", "-fPIC", "-DFASTGEN_EMULATE", "-fno-strict-aliasing", "-fvisibility=hidden"),
@@ -65,23 +73,31 @@ def _pybind11() -> Path | None:
     return None
 
 
-def _digest() -> str:
-    digest = hashlib.sha256()
-    sources = [*(ROOT / "csrc/cuda").iterdir(), *HERE.iterdir(), *ROOT.glob("csrc/bindings_cuda*")]
-    for path in sorted([*sources, ROOT / "csrc/fastgen.h"]):
-        if path.is_file():
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+def _digests() -> dict[Path, str]:
+    """For every source what its object file depends on: itself, all headers, the compiler."""
+    headers = [ROOT / "csrc/fastgen.h", ROOT / "csrc/dtype.h"]
+    for folder in (ROOT / "csrc/cuda", HERE):
+        headers += [p for p in folder.iterdir() if p.suffix in (".h", ".cuh")]
     version = subprocess.run([_compiler(), "-v"], capture_output=True, text=True, check=True)
-    digest.update(repr((FLAGS, version.stderr, sys.version, _pybind11())).encode())
-    return digest.hexdigest()[:16]
+    common = hashlib.sha256(repr((FLAGS, version.stderr, sys.version, _pybind11())).encode())
+    for path in sorted(headers):
+        common.update(path.name.encode() + b"\0" + path.read_bytes())
+    found = {}
+    for source in [*BINDINGS, *KERNELS, *HOST]:  # the longest first
+        digest = common.copy()
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+        found[source] = digest.hexdigest()[:16]
+    return found
 
 
 def load() -> ModuleType:
     """The library as a module, compiled where no earlier build fits its sources."""
-    folder = ROOT / "build" / "cuda_emulation" / _digest()
-    library = folder / f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    folder = ROOT / "build" / "cuda_emulation"
+    digests = _digests()
+    together = hashlib.sha256("".join(digests.values()).encode()).hexdigest()[:16]
+    library = folder / together / f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not library.is_file():
-        _build(folder, library)
+        _build(folder / "objects", library, digests)
     spec = importlib.util.spec_from_file_location(NAME, library)
     assert spec is not None
     assert spec.loader is not None
@@ -90,25 +106,28 @@ def load() -> ModuleType:
     return module
 
 
-def _build(folder: Path, library: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _build(folder: Path, library: Path, digests: dict[Path, str]) -> None:
+    for path in (folder, library.parent):
+        path.mkdir(parents=True, exist_ok=True)
     include = [f"-I{HERE}", f"-I{_pybind11()}", f"-I{sysconfig.get_path('include')}"]
 
     def compile_one(source: Path) -> Path:
-        target = folder / f"{source.name}.{os.getpid()}.o"
+        target = folder / f"{source.name}.{digests[source]}.o"
+        if target.is_file():
+            return target
+        partial = target.with_suffix(f".{os.getpid()}.o")
         # The bindings are not what takes the time at run time.
         level = "-O0" if source in BINDINGS else "-O2"
-        command = [_compiler(), level, *FLAGS, *include, "-x", "c++", "-c", source, "-o", target]
+        command = [_compiler(), level, *FLAGS, *include, "-x", "c++", "-c", source, "-o", partial]
         done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
         if done.returncode != 0:
             raise RuntimeError(f"{source.name} does not compile for the emulation:\n{done.stderr}")
+        partial.replace(target)
         return target
 
     workers = len(os.sched_getaffinity(0))
-    with ThreadPoolExecutor(workers) as pool:  # the longest first
-        objects = list(pool.map(compile_one, [*BINDINGS, *KERNELS, *HOST]))
-    partial = folder / f"{library.name}.{os.getpid()}"
+    with ThreadPoolExecutor(workers) as pool:
+        objects = list(pool.map(compile_one, digests))
+    partial = library.with_name(f"{library.name}.{os.getpid()}")
     subprocess.run([_compiler(), "-shared", *map(str, objects), "-o", str(partial)], check=True)
     partial.replace(library)
-    for path in objects:
-        path.unlink()

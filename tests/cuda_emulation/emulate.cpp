@@ -77,6 +77,8 @@ struct Machine {
   std::vector<Granule> granules;
   int epoch = 0, allowed = kDefaultShared;
   std::map<uint64_t, Region> regions;
+  bool capturing = false;
+  std::vector<std::function<void()>> captured;
 };
 
 Machine& machine() {
@@ -286,12 +288,47 @@ void declare(uint64_t address, uint64_t bytes, bool writable, const char* name) 
   machine().regions[address] = {address + bytes, writable, name};
 }
 void forget_all() { machine().regions.clear(); }
+void undeclare(uint64_t address) { machine().regions.erase(address); }
 
 void allow_shared(int bytes) { machine().allowed = bytes; }
+
+void begin_capture() {
+  Machine& m = machine();
+  if (m.capturing) throw std::runtime_error("a capture has begun already");
+  m.capturing = true;
+  m.captured.clear();
+}
+
+std::function<void()> end_capture() {
+  Machine& m = machine();
+  m.capturing = false;
+  std::vector<std::function<void()>> work;
+  work.swap(m.captured);
+  return [work] {
+    for (const auto& each : work) each();
+  };
+}
+
+void submit(const std::function<void()>& work) {
+  Machine& m = machine();
+  if (m.capturing)
+    m.captured.push_back(work);
+  else
+    work();
+}
 
 void launch(const char* name, dim3 blocks, dim3 threads, int64_t shared_bytes,
             const std::function<void()>& kernel) {
   Machine& m = machine();
+  if (m.capturing) {
+    const int allowed = m.allowed;
+    m.allowed = kDefaultShared;
+    m.captured.push_back([=] {
+      machine().allowed = allowed;
+      launch(name, blocks, threads, shared_bytes, kernel);
+    });
+    return;
+  }
   m.kernel = name;
   m.error.clear();
   const int allowed = m.allowed;

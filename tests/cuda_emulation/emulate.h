@@ -52,6 +52,11 @@ Counts& counts();
 void launch(const char* name, dim3 blocks, dim3 threads, int64_t shared_bytes,
             const std::function<void()>& kernel);
 void allow_shared(int bytes);
+// Between these nothing runs; what would have run is returned, to be run any number of times.
+void begin_capture();
+std::function<void()> end_capture();
+// Does something now, or notes it during a capture.
+void submit(const std::function<void()>& work);
 
 void check_global(const void* address, int bytes, int alignment, bool write);
 unsigned char* check_shared(int64_t offset, int bytes, bool write);

@@ -11,17 +11,25 @@
 namespace py = pybind11;
 
 namespace fastgen {
-void bind_cuda_ops(py::module_& m);
+namespace emulate {
+int64_t& memory_limit();  // runtime.cpp
 }
+void bind_cuda_ops(py::module_& m);
+void bind_cuda_network(py::module_& m);
+void bind_cuda_dlpack(py::module_& m);
+}  // namespace fastgen
 
 PYBIND11_MODULE(fastgen_cuda_emulated, m) {
   namespace emulate = fastgen::emulate;
   namespace gpu = fastgen::gpu;
   fastgen::bind_cuda_ops(m);
+  fastgen::bind_cuda_network(m);
+  fastgen::bind_cuda_dlpack(m);
   m.def("declare", [](uint64_t address, uint64_t bytes, bool writable, const std::string& name) {
     emulate::declare(address, bytes, writable, name.c_str());
   });
   m.def("forget_all", &emulate::forget_all);
+  m.def("set_memory_limit", [](int64_t bytes) { emulate::memory_limit() = bytes; });
   m.def("counts", [] {
     const emulate::Counts& c = emulate::counts();
     py::dict d;
