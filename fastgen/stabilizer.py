@@ -12,7 +12,7 @@ from fastgen.stylizer import Stylizer, check_strength
 
 __all__ = ["DEFAULT_STRENGTH", "Stabilizer", "stabilizer_strength"]
 
-DEFAULT_STRENGTH = 0.7
+DEFAULT_STRENGTH = 0.5
 # Of strength 1: the most of the painting before that is mixed into the new one where the picture
 # moves, and where it stands still.
 _MOVING = 0.8

@@ -76,3 +76,11 @@ def card(native: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
 
     yield emulated_card(native, monkeypatch)
     native.forget_all()
+
+
+@pytest.fixture
+def emulated(native: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """An emulated card below the cuda backend, for the length of a test."""
+    from cuda_emulation.backend import emulate
+
+    return emulate(native, monkeypatch)

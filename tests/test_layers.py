@@ -31,6 +31,7 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
         "public API",
         (
             *("fastgen", "fastgen.image", "fastgen.stylizer", "fastgen.stabilizer"),
+            "fastgen.live",
             "fastgen.importers",
             *("fastgen.glyphs", "fastgen.generator", "fastgen.generators", "fastgen._pictures"),
             *("fastgen.metrics", "fastgen.calibrate", "fastgen._convert"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +58,18 @@ def test_layers_of_a_network() -> None:
     assert any(line.startswith("| res*_conv1 (2) |") for line in text)
     assert any(line.startswith("| sum |") for line in text)
     assert total > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("is_file", [False, True])
+def test_memory_of_video(is_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("av")
+    from tiny import save_tiny
+
+    from benchmarks.video import soak as video_soak
+
+    monkeypatch.setattr(video_soak, "WARM", 0.5)
+    result = video_soak.soak(2.0, (64, 48), str(save_tiny(tmp_path)), is_file)
+    assert result["frames"] >= 20
+    first, last = soak.judge(result["samples"])
+    assert abs(last - first) < 16 << 20

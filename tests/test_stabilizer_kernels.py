@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from stabilizer_reference import Reference, half
+from stabilizer_reference import Reference
 
 _C = pytest.importorskip("fastgen._C")
 

@@ -272,7 +272,7 @@ def test_memory_does_not_depend_on_the_length(style: Path, tmp_path: Path) -> No
             yield Counted(picture(k), Fraction(k, 25), k)
 
     source = video.Clip("x", *SIZE, Fraction(25), Fraction(1, 25), 200, 8.0, _frames=endless())
-    _stylize._run(source, lambda f: f.image, lambda f: None, (0, 0), video.VideoResult(), None)
+    _stylize._run(source, lambda f: f.image, lambda f: None, 0, video.VideoResult(), None)
     assert 1 < alive["most"] <= 2 * _stylize.AHEAD + 4
 
 

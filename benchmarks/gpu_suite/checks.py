@@ -16,9 +16,8 @@ from fastgen.cli._machine import usable_cores
 __all__ = ["judge_sanitizer", "judge_tests", "run_sanitizer", "run_tests"]
 
 # The other tests of kernels compile, interpret or emulate them, which needs no GPU but minutes.
-_FILES = ("tests/test_ops*.py", "tests/test_cuda_backend.py")
+_FILES = ("tests/test_ops*.py", "tests/test_cuda_gpu.py")
 _GPU = ("cuda", "triton")
-_NEED_NONE = "test_cuda_backend.py and not test_gpu"  # on the emulated card
 
 
 def run_tests(
@@ -37,7 +36,6 @@ def run_tests(
     command = [sys.executable, "-m", "pytest", *files, "-q", "-p", "no:cacheprovider"]
     command += ["-p", "benchmarks.gpu_suite.pytest_log", "-W", "default"]
     command += ["-p", "no:benchmark"]  # it warns about xdist
-    command += ["-k", f"not ({_NEED_NONE})"]
     # Before the sources, whose package has no extension modules.
     command += ["-o", f"pythonpath={stage}"] if stage else ["-o", "pythonpath="]
     if dry:

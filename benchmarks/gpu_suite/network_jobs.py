@@ -16,6 +16,7 @@ from benchmarks.gpu_suite.timing import Timer
 from benchmarks.networks import ARCHITECTURES, network, random_checkpoint
 from fastgen import backends, load_style, models
 from fastgen.backends.torch import GraphModule
+from fastgen.checkpoint import load_checkpoint
 from fastgen.cli._app import one_line
 from fastgen.graph import Dim, Graph
 
@@ -50,9 +51,8 @@ def load(name: str, folder: Path) -> tuple[Graph, dict[str, Any], str]:
         checkpoint = load_style(style)
     else:
         note = "random weights"
-        checkpoint = load_style(
-            random_checkpoint(models.create(name), folder / f"{name}.safetensors")
-        )
+        path = random_checkpoint(models.create(name), folder / f"{name}.safetensors")
+        checkpoint = load_checkpoint(path)
     return checkpoint.graph, checkpoint.weights, note
 
 

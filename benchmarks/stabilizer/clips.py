@@ -7,6 +7,7 @@ pixel was in the frame before, and whether it could be seen there, is known exac
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import tarfile
 from collections.abc import Callable, Iterator
@@ -134,16 +135,16 @@ def photos(data: Path, names: tuple[str, ...] = PHOTOS) -> list[np.ndarray]:
         return [np.array(Image.open(io.BytesIO(f.read())).convert("RGB")) for f in files if f]
 
 
-def synthetic(data: Path, coffee: Path) -> Iterator[Clip]:
-    """Clips with known motion."""
+def synthetic(data: Path, coffee: Path, count: int) -> Iterator[Clip]:
+    """Clips with known motion of the first ``count`` photos."""
     pictures = [np.array(Image.open(coffee).convert("RGB")), *photos(data)]
-    for index, photo in enumerate(pictures):
+    for index, photo in enumerate(pictures[:count]):
         rows, columns = photo.shape[:2]
         width, height = int(columns * 0.8) // 8 * 8, int(rows * 0.8) // 8 * 8
         size = width, height
         middle = (width / 2, height / 2)
         margin = np.array([[1, 0, columns * 0.1], [0, 1, rows * 0.1], [0, 0, 1]], np.float64)
-        front = np.roll(pictures[(index + 1) % len(pictures)], 0)
+        front = pictures[(index + 1) % len(pictures)]
 
         def pan(vx: float, vy: float) -> Callable[[int], Matrix]:
             def path(t: int) -> Matrix:
@@ -208,5 +209,5 @@ def real(data: Path) -> Iterator[Clip]:
                 frames.append(frame.image)
                 if len(frames) == REAL_FRAMES:
                     break
-        pairs = [estimated_flow(b, a) for a, b in zip(frames, frames[1:], strict=False)]
+        pairs = [estimated_flow(b, a) for a, b in itertools.pairwise(frames)]
         yield Clip(Path(file).stem, "real", frames, [p[0] for p in pairs], [p[1] for p in pairs])

@@ -26,6 +26,7 @@ from benchmarks.video.clip import RATE, make_clip
 __all__ = ["soak"]
 
 SHORT = 130  # frames of the clip that is repeated
+WARM = 10.0  # seconds at least
 FASTEST = 200  # frames a second that a long file is prepared for
 
 
@@ -68,7 +69,7 @@ def soak(seconds: float, size: tuple[int, int], style: str, is_file: bool) -> di
     """
     import fastgen
 
-    warm = max(10.0, seconds / 10)
+    warm = max(WARM, seconds / 10)
     samples: list[tuple[float, int]] = []
     begin = time.monotonic()
     frames = 0

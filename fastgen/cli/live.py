@@ -43,11 +43,11 @@ def _pair(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) ->
 @click.option(
     "--stabilize",
     is_flag=False,
-    flag_value="0.7",
+    flag_value="0.5",
     default="0",
     type=click.FloatRange(0, 1),
     metavar="[STRENGTH]",
-    help="Less flicker; 0 is off, 1 the steadiest, 0.7 without a number.",
+    help="Less flicker; 0 is off, 1 the steadiest, 0.5 without a number.",
 )
 @click.option("--target-fps", type=float, help="Paint smaller pictures while this is not held.")
 @click.option("--max-height", type=click.IntRange(2), help="Scale larger frames down to it.")

@@ -47,11 +47,11 @@ DEFAULT_STYLE = "starry_night.small"
 @click.option(
     "--stabilize",
     is_flag=False,
-    flag_value="0.7",
+    flag_value="0.5",
     default="0",
     type=click.FloatRange(0, 1),
     metavar="[STRENGTH]",
-    help="Less flicker; 0 is off, 1 the steadiest, 0.7 without a number.",
+    help="Less flicker; 0 is off, 1 the steadiest, 0.5 without a number.",
 )
 @click.option("--start", type=click.FloatRange(0), help="Begin at this second of the clip.")
 @click.option("--end", type=click.FloatRange(0), help="Stop before this second of the clip.")

@@ -38,6 +38,7 @@ BINDINGS = [
     ROOT / "csrc/bindings_cuda_ops.cpp",
     ROOT / "csrc/bindings_cuda_dlpack.cpp",
     ROOT / "csrc/bindings_cuda_network.cpp",
+    ROOT / "csrc/bindings_cuda_structures.cpp",
     HERE / "module.cpp",
 ]
 NAME = "fastgen_cuda_emulated"
