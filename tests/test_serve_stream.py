@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import signal
 import socket
@@ -368,6 +369,20 @@ def test_foreign_pages_may_not_open_a_stream(server: Running) -> None:
         assert caught.value.response.status_code == 403
     with Stream(server.host, origin=f"http://{server.host}") as stream:
         assert stream.hello["type"] == "hello"
+
+
+def test_too_many_new_streams_are_told_so() -> None:
+    from websockets.exceptions import InvalidStatus
+
+    with running(rate=4) as server:
+        with Stream(server.host):
+            pass
+        with pytest.raises(InvalidStatus) as caught, Stream(server.host):
+            pass
+        response = caught.value.response
+        assert response.status_code == 429
+        assert response.headers["retry-after"] == "10"
+        assert json.loads(response.body) == {"detail": "more than 4 streams a minute; slow down"}
 
 
 def test_a_stream_needs_the_token() -> None:

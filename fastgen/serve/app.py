@@ -112,7 +112,12 @@ def build(settings: Settings) -> FastAPI:
     async def frames(socket: WebSocket) -> None:
         if not hub.rates.take(address_of(socket.scope)):
             hub.metrics.refused.labels("rate").inc()
-            await socket.close(1013)
+            text = f"more than {settings.rate:g} streams a minute; slow down"
+            if "websocket.http.response" in socket.scope.get("extensions", {}):
+                refused = JSONResponse({"detail": text}, 429, {"retry-after": "10"})
+                await socket.send_denial_response(refused)
+            else:
+                await socket.close(1013, text)
             return
         await Stream(socket, hub).run()
 
