@@ -94,7 +94,7 @@ def test_a_killed_run_can_be_resumed(tmp_path: Path, style: Path) -> None:
         "stop = lambda done, total: done == 20 and os._exit(9)\n"
         "video.stylize_video(*sys.argv[1:4], codec='ffv1', precision='fp32', progress=stop)\n"
     )
-    words = [sys.executable, "-c", code, str(path), str(out), str(style)]
+    words = [sys.executable, "-P", "-c", code, str(path), str(out), str(style)]
     assert subprocess.run(words, check=False, timeout=120).returncode == 9
     assert not out.exists()
     stylizer = fastgen.Stylizer(style, precision="fp32")
