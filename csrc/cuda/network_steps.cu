@@ -161,12 +161,12 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) direct_kernel(const DirectArgs p) {
   const int rows = (p.out_height - p.phase_y + p.out_stride - 1) / p.out_stride;
   const int columns = (p.out_width - p.phase_x + p.out_stride - 1) / p.out_stride;
-  const int64_t i = thread_index(), plane = int64_t{rows} * columns;
-  if (i >= p.n * plane * p.outputs) return;
-  const int output = static_cast<int>(i % p.outputs);
-  const int64_t image = i / p.outputs / plane;
-  const int row = static_cast<int>(i / p.outputs % plane / columns);
-  const int column = static_cast<int>(i / p.outputs % columns);
+  // 32 bits: divisions of 64 are calls, for which registers are spilled.
+  const unsigned i = blockIdx.x * kThreads + threadIdx.x;
+  if (i >= static_cast<unsigned>(rows) * columns * p.outputs) return;
+  const int64_t image = blockIdx.y;
+  const int place = static_cast<int>(i / p.outputs), output = static_cast<int>(i % p.outputs);
+  const int row = place / columns, column = place % columns;
   const int inputs = p.inputs / p.groups, first = output / (p.outputs / p.groups) * inputs;
   const void* x = tensor_of(p.io, p.x_tensor, p.x);
   const float* weights = p.weights + int64_t{output} * inputs * p.kernel_h * p.kernel_w;
@@ -287,8 +287,14 @@ int direct_conv(int dtype, const DirectArgs& p, void* stream) {
   const int64_t rows = (p.out_height - p.phase_y + p.out_stride - 1) / p.out_stride;
   const int64_t columns = (p.out_width - p.phase_x + p.out_stride - 1) / p.out_stride;
   if (rows < 1 || columns < 1) return 0;
+  const int64_t items = rows * columns * p.outputs;
+  if (items > 0x7fffffff || p.n > 65535)
+    throw std::invalid_argument("a convolution of this shape is too large for one launch");
+  const dim3 blocks(blocks_for(items).x, static_cast<unsigned>(p.n));
   return with_type(dtype, [&](auto type) {
-    return launch_items(direct_kernel<decltype(type)>, p.n * rows * columns * p.outputs, stream, p);
+    auto kernel = direct_kernel<decltype(type)>;
+    FASTGEN_LAUNCH(kernel, blocks, dim3(kThreads), 0, static_cast<cudaStream_t>(stream), p);
+    return launch_error();
   });
 }
 
