@@ -165,7 +165,8 @@ def _blend(pictures: list[np.ndarray], weights: list[float]) -> np.ndarray:
     """Weighted mean of batches; one alone is returned as it is."""
     if len(pictures) == 1:
         return pictures[0]
-    factors = np.asarray(weights, np.float64) / sum(weights)
+    factors = np.asarray(weights, np.float64) / max(weights)  # a sum of large ones is no float
+    factors /= factors.sum()
     result = np.empty_like(pictures[0])
     for number, target in enumerate(result):
         for first, last in _resize.blocks(*target.shape[:2]):

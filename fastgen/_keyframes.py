@@ -160,10 +160,10 @@ def read_keyframes(source: Any) -> dict[str, Any]:
     name = ""
     if isinstance(source, str | os.PathLike):
         name = f"{os.fspath(source)}: "
-        if os.path.getsize(source) > MAX_BYTES:
-            raise ValueError(f"{name}is larger than {MAX_BYTES:,} bytes, no file of keyframes")
         with open(source, "rb") as file:
-            data = file.read()
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"{name}is larger than {MAX_BYTES:,} bytes, no file of keyframes")
         try:
             source = json.loads(data, object_pairs_hook=_without_twins)
         except (ValueError, RecursionError) as error:
@@ -208,7 +208,10 @@ def _float(what: str, part: str, text: str) -> float:
 def _number(what: str, part: str, value: object, low: float, top: float) -> float:
     if not is_constant(value) or (part == "time" and isinstance(value, bool | np.bool_)):
         raise TypeError(f"{what} has the {part} {value!r}, must be a number")
-    number = float(value)  # type: ignore[arg-type]
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except OverflowError:  # an integer above all floats
+        number = math.inf
     if not (low <= number <= top and math.isfinite(number)):
         limit = "finite and at least 0" if top == math.inf else f"in {low:g}..{top:g}"
         raise ValueError(f"{what} has the {part} {number:g}, must be {limit}")

@@ -251,6 +251,8 @@ def _read(mask: Any, max_pixels: int) -> tuple[np.ndarray, np.ndarray | None]:
     array = np.asarray(mask)
     if array.dtype.kind not in "buif":
         raise TypeError(f"mask has the dtype {array.dtype}, must be bool, integer or float")
+    # What a type means must not depend on the order of its bytes.
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.ndim == 3 and array.shape[0] == 1:
         array = array[0]
     if array.ndim not in (2, 3) or array.size == 0:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -58,7 +58,8 @@ def check_weights(blend: object, names: Sequence[str]) -> list[float]:
         known = isinstance(weight, int | float | np.integer | np.floating)
         if isinstance(weight, bool) or not known:
             raise TypeError(f"weight of {name!r} is {weight!r}, must be a number of at least 0")
-        if not (math.isfinite(weight) and weight >= 0):
+        # An integer may be larger than any float, for which math.isfinite has no answer.
+        if not 0 <= weight <= sys.float_info.max:
             raise ValueError(f"weight of {name!r} is {weight}, must be finite and at least 0")
     weights = [float(given.get(name, 0.0)) for name in names]
     if not any(weights):

@@ -469,7 +469,8 @@ def _cached(style: Style, backend: str, precision: str) -> Stylizer:
         from fastgen._mix import NONE, StyleMix
 
         def load(item: Any) -> Any:
-            return item if item in (None, NONE) else _cached(item, backend, precision)
+            photo = item is None or (isinstance(item, str) and item == NONE)
+            return item if photo else _cached(item, backend, precision)
 
         return StyleMix(style, load=load)
     path = os.path.realpath(style_path(style))

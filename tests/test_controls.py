@@ -192,6 +192,8 @@ def test_a_blend_is_the_weighted_mean(single: list[fastgen.Stylizer], image: np.
     assert np.abs(half - expected).max() <= 1.001
     np.testing.assert_array_equal(mix(image, strength=0), image)
     np.testing.assert_array_equal(mix(image, blend={"none": 1}), image)
+    huge = mix(image, blend={"tiny0": 1e308, "tiny1": 1e308})  # their sum is no float
+    np.testing.assert_array_equal(huge, mix(image, blend={"tiny0": 1, "tiny1": 1}))
 
 
 def test_stylize_takes_several_styles(tmp_path: Path, image: np.ndarray) -> None:
@@ -369,6 +371,13 @@ def test_bands() -> None:
     assert parts[0].band_info(700, 900, stroke_size=4) == parts[0].band_info(64, 82)
 
 
+def test_a_mask_of_another_byte_order(single: list[fastgen.Stylizer], image: np.ndarray) -> None:
+    mix = fastgen.Stylizer(single[:2])
+    mask = np.linspace(0, 65535, image.shape[1]).astype(np.uint16)[None]
+    swapped = mask.astype(mask.dtype.newbyteorder())
+    np.testing.assert_array_equal(mix(image, mask=swapped), mix(image, mask=mask))
+
+
 def test_what_does_not_fit(single: list[fastgen.Stylizer], image: np.ndarray) -> None:
     one, two, three = single[0], fastgen.Stylizer(single[:2]), fastgen.Stylizer(single)
     blend = fastgen.Stylizer({single[0]: 1, single[1]: 2})
@@ -383,6 +392,7 @@ def test_what_does_not_fit(single: list[fastgen.Stylizer], image: np.ndarray) ->
     )
     refused(ValueError, "all weights of the blend are 0", blend, image, blend={"tiny0": 0})
     refused(ValueError, "weight of 'tiny0' is -1", blend, image, blend={"tiny0": -1})
+    refused(ValueError, "weight of 'tiny0' is 1000", blend, image, blend={"tiny0": 10**400})
     refused(TypeError, "weight of 'tiny0' is '1'", blend, image, blend={"tiny0": "1"})
     refused(TypeError, "blend is 3, must be a dict", blend, image, blend=3)
     for mask, text in (

@@ -115,6 +115,8 @@ def test_json(tmp_path: Path) -> None:
         ('{"blend": {"a": 0}}', "all weights are 0"),
         ('{"strength": {"0": 3}}', "strength has the value 3"),
         ("\xff", "is no JSON"),
+        ('{"strength": 1' + "0" * 400 + "}", "strength has the value inf"),
+        (" " * 10_000_001, "is larger than"),
     ):
         path.write_bytes(text.encode("latin-1"))
         with pytest.raises(ValueError, match=f"k.json: .*{fault}"):
@@ -297,7 +299,7 @@ def test_videos_that_do_not_fit(clip: Path, styles: list[str], tmp_path: Path) -
         ({"style": [a, b]}, "need a mask"),
         ({"style": a, "mask": LEFT}, "mask is for several styles"),
         ({"style": a, "mask": clip}, "mask is for several styles"),
-        ({"style": [a, b, "none"], "mask": clip}, "one float array for 3 styles"),
+        ({"style": [a, b, "none"], "mask": clip}, "is a clip, which is for two styles, not 3"),
         ({"style": [a, b], "mask": tmp_path / "gone.png"}, "no such file"),
         ({"style": a, "blend": {a: 1, b: 1}}, "leave style out"),
         ({"style": {a: 1, b: 1}, "blend": {a: 1, b: 1}}, "leave one out"),
@@ -366,6 +368,7 @@ def test_command_for_photos(styles: list[str], tmp_path: Path) -> None:
         (["--feather", 3], "--feather is for the edges of a --mask"),
         (["--blend", "a=1,b=1", "-s", a], "so --style cannot be given"),
         (["--blend", "a=1,b=1", "--mask", "m.png"], "so --mask cannot be given"),
+        (["--blend", ""], "must be STYLE=WEIGHT"),
         (["--blend", "a=0:1,1:0,b=1"], "keyframes, which are for videos"),
         (["--blend", f"{a}=1"], "1 styles in a dict"),
         (["--stroke-size", 0], "stroke_size is 0.0"),

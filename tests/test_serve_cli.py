@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -31,8 +33,24 @@ def test_wrong_usage(tmp_path: Path) -> None:
     (tmp_path / "c.pem").write_text("no certificate")
     fails(2, "no certificate in PEM format", "--ssl-certfile", tmp_path / "c.pem")
     fails(1, "no such checkpoint", "--style", tmp_path / "gone.safetensors")
+    fails(2, "--max-body is nan", "--max-body", "nan")
+    fails(2, "--max-body is inf", "--max-body", "inf")
+    fails(2, "host is empty", "--host", "")  # to a socket that is every address
+    fails(1, "choose another --host", "--host", "192.0.2.1")  # for documentation, nobody's
     with socket.create_server(("127.0.0.1", 0)) as taken:
         fails(1, "cannot listen on 127.0.0.1", "--port", taken.getsockname()[1])
+
+
+def test_a_key_with_a_password(tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    path = tmp_path / "c.pem"
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -passout pass:secret -subj /CN=x"
+    command = ["openssl", *words.split(), "-keyout", str(path), "-out", str(tmp_path / "d.pem")]
+    subprocess.run(command, check=True, capture_output=True)
+    with path.open("a") as file:
+        file.write((tmp_path / "d.pem").read_text())
+    fails(2, "c.pem: the key has a password", "--ssl-certfile", path)
 
 
 def test_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:

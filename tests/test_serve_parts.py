@@ -67,6 +67,8 @@ def test_a_frame() -> None:
         ({"style": ["a"]}, "the style is"),
         ({"strength": 1.01}, "strength is 1.01, must be a number in 0..1"),
         ({"strength": float("nan")}, "strength is nan"),
+        ({"strength": 10**400}, "strength is 1000"),
+        ({"stabilize": -(10**400)}, "stabilize is -1000"),
         ({"strength": True}, "strength is True"),
         ({"stabilize": -1}, "stabilize is -1"),
         ({"preserve_color": 1}, "preserve_color is 1, must be true or false"),

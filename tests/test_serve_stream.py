@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import signal
 import socket
@@ -249,7 +250,7 @@ def closed(stream: Stream) -> int:
 
 
 def test_frames_that_cannot_be_painted(server: Running) -> None:
-    frame = picture(16, 16)
+    frame, long = picture(16, 16), np.zeros((66_000, 1, 3), np.uint8)
     with Stream(server.host) as stream:
         for number, (payload, header, message) in enumerate(
             [
@@ -260,12 +261,14 @@ def test_frames_that_cannot_be_painted(server: Running) -> None:
                 (b"no image", {"format": "file"}, "frame: is no image"),
                 (jpeg(picture(1200, 1000)), {"format": "file"}, "frame: 1200x1000 is 1,200,000"),
                 (jpeg(frame)[:200], {"format": "file"}, "frame: truncated or damaged"),
+                (long, raw(long, reply="jpeg"), "1x66000 is no JPEG"),
             ]
         ):
             stream.send(payload, id=number, **header)
             answer, _ = stream.answer()
             assert (answer["type"], answer["id"]) == ("error", number)
             assert answer["message"].startswith(message)
+            assert "max_pixels" not in answer["message"]  # what only the server's owner can do
         stream.send(frame, id=99, **raw(frame))  # and the stream goes on
         assert stream.answer()[0]["id"] == 99
 
@@ -368,6 +371,20 @@ def test_foreign_pages_may_not_open_a_stream(server: Running) -> None:
         assert stream.hello["type"] == "hello"
 
 
+def test_too_many_new_streams_are_told_so() -> None:
+    from websockets.exceptions import InvalidStatus
+
+    with running(rate=4) as server:
+        with Stream(server.host):
+            pass
+        with pytest.raises(InvalidStatus) as caught, Stream(server.host):
+            pass
+        response = caught.value.response
+        assert response.status_code == 429
+        assert response.headers["retry-after"] == "10"
+        assert json.loads(response.body) == {"detail": "more than 4 streams a minute; slow down"}
+
+
 def test_a_stream_needs_the_token() -> None:
     from websockets.exceptions import InvalidStatus
 
@@ -388,7 +405,7 @@ def test_a_stream_needs_the_token() -> None:
 # ---------------------------------------------------------------------------- the end
 
 
-def test_who_says_nothing_does_not_hold_up_the_end() -> None:
+def test_who_says_nothing_does_not_hold_up_the_end(capfd: pytest.CaptureFixture[str]) -> None:
     with running(grace=0.2) as server, Stream(server.host) as idle:
         name, _, port = server.host.partition(":")
         half = socket.create_connection((name, int(port)), 20)
@@ -400,6 +417,7 @@ def test_who_says_nothing_does_not_hold_up_the_end() -> None:
         assert eventually(lambda: not server.thread.is_alive(), 30)  # uvicorn would wait for ever
         half.close()
         silent.close()
+    assert capfd.readouterr().err == ""  # nor is it a fault to report
 
 
 def test_sigterm_finishes_what_is_in_hand() -> None:

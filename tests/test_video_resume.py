@@ -63,6 +63,26 @@ def test_resume(tmp_path: Path, style: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert sorted(os.listdir(tmp_path)) == ["clip.mkv", "out.mkv", "whole.mkv"]
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_named(
+    clip: Path, style: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = _segments.Segments.__init__
+
+    def on_a_full_disk(self: Any, *args: Any, **options: Any) -> None:
+        made(self, *args, **options)
+        self._temporary.symlink_to("/dev/full")
+
+    out = tmp_path / "out.mkv"
+    with monkeypatch.context() as patch:
+        patch.setattr(_segments.Segments, "__init__", on_a_full_disk)
+        with pytest.raises(OSError, match="No space left") as caught:
+            video.stylize_video(clip, out, style, codec="ffv1")
+    assert caught.value.filename == f"{out}.parts"
+    assert not out.exists()
+    assert video.stylize_video(clip, out, style, codec="ffv1", resume=True).frames == 20
+
+
 def test_a_killed_run_can_be_resumed(tmp_path: Path, style: Path) -> None:
     path = make(tmp_path / "clip.mkv", 30)
     out = tmp_path / "out.mkv"
@@ -74,7 +94,7 @@ def test_a_killed_run_can_be_resumed(tmp_path: Path, style: Path) -> None:
         "stop = lambda done, total: done == 20 and os._exit(9)\n"
         "video.stylize_video(*sys.argv[1:4], codec='ffv1', precision='fp32', progress=stop)\n"
     )
-    words = [sys.executable, "-c", code, str(path), str(out), str(style)]
+    words = [sys.executable, "-P", "-c", code, str(path), str(out), str(style)]
     assert subprocess.run(words, check=False, timeout=120).returncode == 9
     assert not out.exists()
     stylizer = fastgen.Stylizer(style, precision="fp32")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,8 @@ def serve(
         raise click.UsageError("--ssl-keyfile needs --ssl-certfile")
     from fastgen.serve import Settings, run
 
+    if not math.isfinite(max_body):
+        raise click.UsageError(f"--max-body is {max_body:g}, must be a number of megabytes")
     try:
         settings = Settings(max_body=round(max_body * 1e6), **options)
     except ValueError as error:

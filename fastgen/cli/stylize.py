@@ -108,7 +108,7 @@ def stylize(
         raise click.UsageError(str(error)) from None
     style: Any = styles[0] if styles else DEFAULT_STYLE
     options: dict[str, Any] = {"strength": strength, "preserve_color": preserve_color}
-    if len(styles) > 1 or masks or blend or feather or stroke_size is not None:
+    if len(styles) > 1 or masks or blend is not None or feather or stroke_size is not None:
         from fastgen.cli._controls import choose
 
         style, controls = choose(

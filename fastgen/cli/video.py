@@ -112,8 +112,8 @@ def video(
     if keyframes is not None:
         options["keyframes"] = moving = read_keyframes(keyframes)
         if "blend" in moving:
-            if styles or blend:
-                what = "--blend" if blend else "--style"
+            if styles or blend is not None:
+                what = "--style" if styles else "--blend"
                 raise click.UsageError(f"--keyframes has a blend, so {what} cannot be given, too")
             style = dict.fromkeys(moving["blend"], 1.0)
     try:

@@ -25,7 +25,7 @@ from fastgen.serve.hub import Hub
 from fastgen.serve.metrics import CONTENT_TYPE
 from fastgen.serve.settings import Settings
 from fastgen.serve.stream import Stream
-from fastgen.serve.studio import PAGE, decode
+from fastgen.serve.studio import PAGE, decode, own_words
 
 __all__ = ["build"]
 
@@ -112,7 +112,12 @@ def build(settings: Settings) -> FastAPI:
     async def frames(socket: WebSocket) -> None:
         if not hub.rates.take(address_of(socket.scope)):
             hub.metrics.refused.labels("rate").inc()
-            await socket.close(1013)
+            text = f"more than {settings.rate:g} streams a minute; slow down"
+            if "websocket.http.response" in socket.scope.get("extensions", {}):
+                refused = JSONResponse({"detail": text}, 429, {"retry-after": "10"})
+                await socket.send_denial_response(refused)
+            else:
+                await socket.close(1013, text)
             return
         await Stream(socket, hub).run()
 
@@ -280,7 +285,7 @@ async def _photo(
         ) from None
     except ImageError as error:
         large = "pixels, the limit is" in str(error)
-        raise HTTPException(413 if large else 415, _own_words(str(error))) from None
+        raise HTTPException(413 if large else 415, own_words(str(error))) from None
     except FastgenError as error:
         raise HTTPException(503, str(error)) from None
     except MemoryError:
@@ -290,11 +295,6 @@ async def _photo(
     headers = {"server-timing": f"network;dur={painted.seconds * 1000:.1f}"}
     headers["cache-control"] = "no-store"
     return Response(body, media_type=_MEDIA[suffix], headers=headers)
-
-
-def _own_words(text: str) -> str:
-    """Without the remedy that is for the one who runs the server."""
-    return text.partition("; for a trusted file")[0]
 
 
 async def _body(request: Request, limit: int) -> bytes:

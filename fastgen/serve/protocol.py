@@ -7,7 +7,6 @@ header; then the payload (pixels or a file), which may be empty. docs/serve.md l
 from __future__ import annotations
 
 import json
-import math
 import struct
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -195,7 +194,8 @@ def _frame(
 def _fraction(header: dict[str, Any], what: str, default: float) -> float:
     value = header.get(what, default)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not 0 <= value <= 1:
+    # The comparison is False for NaN, and holds for integers that no float can hold.
+    if not is_number or not 0 <= value <= 1:
         raise _Wrong(f"{what} is {_short(value)}, must be a number in 0..1")
     return float(value)
 

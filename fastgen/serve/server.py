@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 import os
 import socket
 import ssl
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -195,15 +198,39 @@ def prepare(
         ssl_keyfile=ssl_keyfile,
     )
     try:
+        if ssl_certfile is not None:
+            # First without uvicorn: OpenSSL would ask the terminal for a password.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+                ssl_certfile, ssl_keyfile, partial(_no_password, ssl_keyfile or ssl_certfile)
+            )
         config.load()
     except ssl.SSLError:
         text = "no certificate in PEM format, or not with this key"
         raise ValueError(f"{ssl_certfile}: {text}") from None
+    # The same object each time, which a logger takes once.
+    logging.getLogger("uvicorn.error").addFilter(_not_cut_off)
     return Server(config, hub, started), _listen(host, port)
+
+
+def _not_cut_off(record: logging.LogRecord) -> bool:
+    """False for what a stop cuts off, an upload that does not end: that is no fault."""
+    kind = record.exc_info[0] if record.exc_info else None
+    if kind is not None and issubclass(kind, asyncio.CancelledError):
+        return False
+    return not str(record.msg).startswith("Cancel %s running task(s)")
+
+
+def _no_password(path: str | os.PathLike[str]) -> str:
+    raise ValueError(
+        f"{path}: the key has a password; `openssl pkey -in OLD -out NEW` takes it off"
+    )
 
 
 def _listen(host: str, port: int) -> socket.socket:
     """A listening socket; the error says which address."""
+    if not host:
+        # For a socket that is every address of the machine, which nobody asked for.
+        raise ValueError("host is empty; give an address, or 0.0.0.0 for all of this machine's")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -214,5 +241,9 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         sock.close()
         reason = error.strerror or str(error)
-        raise OSError(f"cannot listen on {host}:{port}: {reason}; choose another --port") from None
+        unknown = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+        raise OSError(
+            f"cannot listen on {host}:{port}: {reason}; choose another "
+            f"{'--host' if unknown else '--port'}"
+        ) from None
     return sock

@@ -27,7 +27,7 @@ from fastgen.serve.protocol import (
     pack,
     parse_request,
 )
-from fastgen.serve.studio import Painted, decode, encode_jpeg
+from fastgen.serve.studio import Painted, decode, encode_jpeg, own_words
 from fastgen.stabilizer import Stabilizer
 
 __all__ = ["Stream"]
@@ -192,8 +192,8 @@ class Stream:
             start = time.perf_counter()
             try:
                 frame.pixels = await self._hub.apart("decode", self._pixels, request)
-            except FastgenError as error:
-                await self._send({"type": "error", "id": request.id, "message": str(error)})
+            except (FastgenError, MemoryError) as error:
+                await self._fail(request, error)
                 continue
             frame.decode = time.perf_counter() - start
             await self._pass(self._ready, frame)
@@ -222,23 +222,23 @@ class Stream:
                 answer.cancel()
                 await asyncio.gather(answer, return_exceptions=True)
 
-    def _choose(self) -> Callable[[], tuple[_Frame, Painted | FastgenError, float]]:
+    def _choose(self) -> Callable[[], tuple[_Frame, Painted | FastgenError | MemoryError, float]]:
         """Called when the turn has come: the newest frame it is."""
         frame, turn = self._ready.take(), time.perf_counter()
 
-        def work() -> tuple[_Frame, Painted | FastgenError, float]:
+        def work() -> tuple[_Frame, Painted | FastgenError | MemoryError, float]:
             request = frame.request
             if frame.pixels is None:
                 raise RuntimeError("a frame without pixels reached the engine")
             try:
-                painted: Painted | FastgenError = self._hub.studio.paint(
+                painted: Painted | FastgenError | MemoryError = self._hub.studio.paint(
                     request.style,
                     frame.pixels,
                     request.strength,
                     request.preserve_color,
                     self._steady(request, frame.cut),
                 )
-            except FastgenError as error:
+            except (FastgenError, MemoryError) as error:
                 painted = error
             return frame, painted, turn
 
@@ -260,14 +260,27 @@ class Stream:
 
     # ------------------------------------------------------------------------ answers
 
-    async def _answer(self, frame: _Frame, painted: Painted | FastgenError, waited: float) -> None:
+    async def _fail(self, request: FrameRequest, error: Exception) -> None:
+        """Says why a frame has no result; the stream goes on."""
+        text = own_words(str(error))
+        if isinstance(error, MemoryError):
+            text = "not enough memory for this frame; send a smaller one"
+        await self._send({"type": "error", "id": request.id, "message": text})
+
+    async def _answer(
+        self, frame: _Frame, painted: Painted | FastgenError | MemoryError, waited: float
+    ) -> None:
         request, hub = frame.request, self._hub
-        if isinstance(painted, FastgenError):
-            await self._send({"type": "error", "id": request.id, "message": str(painted)})
+        if not isinstance(painted, Painted):
+            await self._fail(request, painted)
             return
         hub.metrics.seconds.labels("network").observe(painted.seconds)
         start = time.perf_counter()
-        payload = await hub.apart("encode", _encode, painted.pixels, request.reply)
+        try:
+            payload = await hub.apart("encode", _encode, painted.pixels, request.reply)
+        except (FastgenError, MemoryError) as error:
+            await self._fail(request, error)
+            return
         encode = time.perf_counter() - start
         height, width = painted.pixels.shape[:2]
         milliseconds = {

@@ -19,12 +19,22 @@ from fastgen.stabilizer import Stabilizer
 from fastgen.styles import list_styles, load_style, style_card, style_path
 from fastgen.stylizer import Stylizer
 
-__all__ = ["PAGE", "PHOTO_FORMATS", "Painted", "Studio", "Style", "decode", "encode_jpeg"]
+__all__ = [
+    "PAGE",
+    "PHOTO_FORMATS",
+    "Painted",
+    "Studio",
+    "Style",
+    "decode",
+    "encode_jpeg",
+    "own_words",
+]
 
 PAGE = Path(__file__).parent / "page"
 # What browsers send; the other decoders (TIFF above all) stay closed to strangers.
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP")
 _THUMBNAIL = (192, 128)
+_JPEG_SIDE = 65_500  # libjpeg's limit
 _SCANS = 100  # of a JPEG; encoders write about ten
 
 
@@ -193,8 +203,23 @@ def decode(data: bytes | memoryview, max_pixels: int, name: str) -> image_module
     return image_module.pixels_of(image)
 
 
+def own_words(text: str) -> str:
+    """An error without the remedy that is for the one who runs the server."""
+    return text.partition("; for a trusted file")[0]
+
+
 def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
-    """(H,W,3) uint8 as JPEG with halved chroma, quick rather than small."""
+    """(H,W,3) uint8 as JPEG with halved chroma, quick rather than small.
+
+    Raises:
+        ImageError: a side longer than a JPEG can have.
+    """
+    height, width = pixels.shape[:2]
+    if max(width, height) > _JPEG_SIDE:
+        raise ImageError(
+            f"{width}x{height} is no JPEG, whose sides have {_JPEG_SIDE} pixels at most; take "
+            "another format"
+        )
     from PIL import Image, JpegImagePlugin  # noqa: F401 (registers the writer)
 
     buffer = io.BytesIO()

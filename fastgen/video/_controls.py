@@ -11,6 +11,7 @@ import numpy as np
 
 from fastgen._keyframes import Track, check_blend, is_constant, track
 from fastgen._masks import Mask
+from fastgen._mix import StyleMix
 from fastgen.image import READ_SUFFIXES
 from fastgen.stylizer import Style, Stylizer, check_color, check_strength
 from fastgen.video._read import Clip, Frame, is_pattern, read
@@ -105,6 +106,12 @@ class FrameControls:
         if blend is not None:
             others["blend"] = {str(name): item.as_list() for name, item in blend.items()}
         if mask is not None and _is_clip(mask):
+            count = len(stylizer.styles) if isinstance(stylizer, StyleMix) else 1
+            if count > 2:
+                raise ValueError(
+                    f"mask {os.fspath(mask)} is a clip, which is for two styles, not {count}; "
+                    "give one picture per style"
+                )
             self._masks = _MaskClip(mask, clip, feather, max_pixels)
             others["mask"] = [os.fspath(mask), self._masks.state, feather]
         elif mask is not None:

@@ -112,8 +112,9 @@ class Segments:
         for packet in packets:
             data = bytes(packet)
             key = bool(packet.is_keyframe)
-            self._file.write(_RECORD.pack(packet.pts, packet.dts, key, len(data)))
-            self._file.write(data)
+            with _named(self.folder):
+                self._file.write(_RECORD.pack(packet.pts, packet.dts, key, len(data)))
+                self._file.write(data)
 
     def finish(self) -> None:
         """Completes the open piece."""
@@ -121,7 +122,7 @@ class Segments:
             return
         self._encode(None)
         file, self._file, self._encoder = self._file, None, None
-        with file:
+        with _named(self.folder), file:
             file.flush()
             os.fsync(file.fileno())
         name = f"{self._first:09d}-{self._count}.{SUFFIX}"
@@ -225,6 +226,15 @@ def join(
             output.close()
         os.replace(temporary, path)
     return left_out
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of writing say where; Python's own, of a full disk, do not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or 0), os.fspath(path)) from None
 
 
 def _unlink(path: str) -> None:
