@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -182,14 +183,15 @@ def estimated_flow(now: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, np.
     The checks are those of Ruder, Dosovitskiy, Brox 2016, section 3 (after Sundaram et al. 2010):
     forward and backward flow must agree, and motion boundaries are left out.
     """
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    dis: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     dis.setFinestScale(0)
     a, b = (cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in (now, before))
     back, forth = dis.calc(a, b, None), dis.calc(b, a, None)
     height, width = a.shape
     grid = _grid(height, width)[..., :2].astype(np.float32)
     source = grid + back
-    other = cv2.remap(forth, source, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    x, y = source[..., 0], source[..., 1]
+    other = cv2.remap(forth, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     size = (back**2).sum(-1), (other**2).sum(-1)
     agree = ((back + other) ** 2).sum(-1) <= 0.01 * (size[0] + size[1]) + 0.5
     gradient = sum((g**2).sum(-1) for g in np.gradient(back, axis=(0, 1)))
