@@ -338,6 +338,8 @@ def test_ctrl_c(folder: Path, style: str) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Programs that a script starts in the background begin with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 50
     while time.monotonic() < deadline and not (out.is_dir() and len(os.listdir(out)) > 2):

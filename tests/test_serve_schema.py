@@ -48,8 +48,10 @@ def test_what_is_not_described_is_refused(operations: dict[str, Any]) -> None:
     wrong = schemathesis.GenerationMode.NEGATIVE
     operation = operations["POST /stylize"]
     seen = ask(operation.as_strategy(generation_mode=wrong, body=PHOTO, media_type="image/png"))
+    # Some wrong values are right ones once they are text in a URL ("0.5" for 0.5); schemathesis
+    # knows which, and fails what is accepted otherwise.
     assert 422 in seen
-    assert seen <= {405, 422}
+    assert seen <= {200, 405, 422}
     # Any bytes are what the description allows, and most are no picture.
     assert ask(operation.as_strategy(), "positive_data_acceptance") <= {200, 413, 415}
 
@@ -59,7 +61,7 @@ def ask(strategy: Any, *excluded: str) -> set[int]:
     seen = set()
     checks = [schemathesis.checks.CHECKS.get_one(name) for name in excluded]
 
-    @settings(max_examples=12, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=12, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(case=strategy)
     def send(case: Any) -> None:
         seen.add(case.call_and_validate(excluded_checks=checks).status_code)

@@ -27,7 +27,8 @@ __all__ = ["soak"]
 
 SHORT = 130  # frames of the clip that is repeated
 WARM = 10.0  # seconds at least
-FASTEST = 200  # frames a second that a long file is prepared for
+FASTEST = 200 * 640 * 480  # pixels a second that a long file is prepared for
+MOST = 5000  # frames a second, of small ones
 
 
 class _Enough(Exception):
@@ -88,7 +89,8 @@ def soak(seconds: float, size: tuple[int, int], style: str, is_file: bool) -> di
         clip = make_clip(folder / "clip.mp4", *size, SHORT)
         try:
             if is_file:
-                long = repeat(clip, folder / "long.mkv", round((seconds + warm) * FASTEST))
+                rate = min(MOST, FASTEST / (size[0] * size[1]))
+                long = repeat(clip, folder / "long.mkv", round((seconds + warm) * rate))
                 begin = time.monotonic()
                 fastgen.stylize_video(long, folder / "out.mkv", style, progress=look)
             else:
