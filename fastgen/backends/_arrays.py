@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-__all__ = ["check_out", "float_array"]
+from fastgen.graph import Graph
+
+__all__ = ["check_out", "constant_arrays", "float_array"]
 
 
 def float_array(name: str, array: Any) -> np.ndarray:
@@ -16,6 +19,32 @@ def float_array(name: str, array: Any) -> np.ndarray:
     if array.dtype.kind != "f":
         raise TypeError(f"input {name!r} has the dtype {array.dtype}, must be float32")
     return np.require(array, np.float32, ["C", "A"])
+
+
+def constant_arrays(graph: Graph, inputs: Mapping[str, Any]) -> dict[int, dict[str, np.ndarray]]:
+    """Copies of the inputs that a graph declares constant, by their batch size.
+
+    Args:
+        graph: whose inputs they are.
+        inputs: float arrays by input name, all of the graph's constant inputs, or none at all.
+
+    Returns:
+        One entry, or none where ``inputs`` is empty.
+
+    Raises:
+        ValueError: unknown or missing inputs, or different batch sizes. TypeError: wrong types.
+    """
+    if not inputs:
+        return {}
+    expected = {item.name for item in graph.inputs if item.constant}
+    if set(inputs) != expected:
+        raise ValueError(
+            f"constant inputs are {sorted(map(str, inputs))}, must be {sorted(expected)}"
+        )
+    arrays = {name: float_array(name, array).copy() for name, array in inputs.items()}
+    if len({array.shape[:1] for array in arrays.values()}) > 1:
+        raise ValueError("constant inputs have different batch sizes; give all of them one")
+    return {len(next(iter(arrays.values()))): arrays}
 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgen.backends import ImageIO, _bands, _quantize, _steps, check_image_batch, padded_size
-from fastgen.backends._arrays import check_out, float_array
+from fastgen.backends._arrays import check_out, constant_arrays, float_array
 from fastgen.backends._bands import BandInfo, Bands, Plan
 from fastgen.backends._build import build as _build
 from fastgen.backends._build import for_batch, set_ranges
@@ -330,16 +330,8 @@ class Runner:
         Raises:
             ValueError: unknown, missing or wrongly shaped inputs. TypeError: wrong types.
         """
-        expected = {item.name for item in self.graph.inputs if item.constant}
-        if inputs and set(inputs) != expected:
-            raise ValueError(
-                f"constant inputs are {sorted(map(str, inputs))}, must be {sorted(expected)}"
-            )
-        arrays = {name: float_array(name, array).copy() for name, array in inputs.items()}
-        if len({array.shape[:1] for array in arrays.values()}) > 1:
-            raise ValueError("constant inputs have different batch sizes; give all of them one")
-        batch = next((len(array) for array in arrays.values()), 0)
-        self._constants = (next(_numbers), {batch: arrays}) if arrays else (0, {})
+        constants = constant_arrays(self.graph, inputs)
+        self._constants = (next(_numbers) if constants else 0, constants)
 
     def _run_image(self, image: Any, io: ImageIO, out: Any, norm_stats: Any, bands: Bands) -> Any:
         if not isinstance(image, np.ndarray):

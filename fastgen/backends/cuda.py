@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fastgen.backends import ImageIO, check_image_batch, padded_size
-from fastgen.backends._arrays import check_out, float_array
+from fastgen.backends._arrays import check_out, constant_arrays, float_array
 from fastgen.backends._build import for_batch
 from fastgen.backends._cuda_arrays import DeviceArray, DeviceInput, on_device
 from fastgen.backends._cuda_places import Device, ImageKind
@@ -216,17 +216,9 @@ class Runner:
         Raises:
             ValueError: unknown, missing or wrongly shaped inputs. TypeError: wrong types.
         """
-        expected = {item.name for item in self.graph.inputs if item.constant}
-        if inputs and set(inputs) != expected:
-            raise ValueError(
-                f"constant inputs are {sorted(map(str, inputs))}, must be {sorted(expected)}"
-            )
-        arrays = {name: float_array(name, array).copy() for name, array in inputs.items()}
-        if len({array.shape[:1] for array in arrays.values()}) > 1:
-            raise ValueError("constant inputs have different batch sizes; give all of them one")
-        batch = next((len(array) for array in arrays.values()), 0)
+        constants = constant_arrays(self.graph, inputs)
         with self._lock:
-            self._constants = (next(_numbers), {batch: arrays}) if arrays else (0, {})
+            self._constants = (next(_numbers) if constants else 0, constants)
 
     def _named(self, inputs: Any) -> tuple[dict[str, Any], int]:
         """All inputs by name, and the number of the constant ones that are kept (0: none)."""

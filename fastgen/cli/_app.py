@@ -16,7 +16,16 @@ from typing import Any, NoReturn
 
 import click
 
-__all__ = ["Commands", "Size", "debugging", "one_line", "progress", "report", "style_error"]
+__all__ = [
+    "Commands",
+    "Size",
+    "debugging",
+    "one_line",
+    "progress",
+    "report",
+    "stabilize_option",
+    "style_error",
+]
 
 # Packages that a command may need beyond the plain installation -> the extra that brings them.
 _EXTRAS = {
@@ -50,6 +59,18 @@ class Size(click.ParamType):
         if found is None or "0" in found.groups():
             self.fail(f"{value!r} is not WIDTHxHEIGHT, such as 1280x720", param, ctx)
         return int(found[1]), int(found[2])
+
+
+# Of the commands that paint moving pictures.
+stabilize_option = click.option(
+    "--stabilize",
+    is_flag=False,
+    flag_value="0.5",
+    default="0",
+    type=click.FloatRange(0, 1),
+    metavar="[STRENGTH]",
+    help="Less flicker; 0 is off, 1 the steadiest, 0.5 without a number.",
+)
 
 
 class Commands(click.Group):

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from fastgen.cli._app import Size, report, style_error
+from fastgen.cli._app import Size, report, stabilize_option, style_error
 
 __all__ = ["live"]
 
@@ -40,15 +40,7 @@ def _pair(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) ->
     "--strength", type=float, default=1.0, show_default=True, help="0 camera, 1 painting."
 )
 @click.option("--preserve-color", is_flag=True, help="Keep the colours of the camera.")
-@click.option(
-    "--stabilize",
-    is_flag=False,
-    flag_value="0.5",
-    default="0",
-    type=click.FloatRange(0, 1),
-    metavar="[STRENGTH]",
-    help="Less flicker; 0 is off, 1 the steadiest, 0.5 without a number.",
-)
+@stabilize_option
 @click.option("--target-fps", type=float, help="Paint smaller pictures while this is not held.")
 @click.option("--max-height", type=click.IntRange(2), help="Scale larger frames down to it.")
 @click.option("--size", type=Size(), help="Ask the camera for this size.")

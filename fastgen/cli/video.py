@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from fastgen.cli._app import Size, report, style_error
+from fastgen.cli._app import Size, report, stabilize_option, style_error
 
 __all__ = ["video"]
 
@@ -44,15 +44,7 @@ DEFAULT_STYLE = "starry_night.small"
 @click.option(
     "--keyframes", metavar="FILE", help="JSON: strength, preserve_color, blend over time."
 )
-@click.option(
-    "--stabilize",
-    is_flag=False,
-    flag_value="0.5",
-    default="0",
-    type=click.FloatRange(0, 1),
-    metavar="[STRENGTH]",
-    help="Less flicker; 0 is off, 1 the steadiest, 0.5 without a number.",
-)
+@stabilize_option
 @click.option("--start", type=click.FloatRange(0), help="Begin at this second of the clip.")
 @click.option("--end", type=click.FloatRange(0), help="Stop before this second of the clip.")
 @click.option("--fps", type=float, help="Another, constant frame rate.")
