@@ -46,7 +46,7 @@ def test_both_sides_and_the_page(spec: dict[str, object]) -> None:
         pytest.skip("needs opencv-python-headless")
     pytest.importorskip("torch")
     ours, theirs = Ours(spec), OpenCV(spec)
-    runs, stages = [ours.run(6) for _ in range(2)], [ours.stages(4) for _ in range(2)]
+    runs, stages = [ours.run(6) for _ in range(2)], [ours.stages(4) for _ in range(3)]
     other = [theirs.run(4) for _ in range(2)]
     assert other[0]["frames"] == 4
     row = {
@@ -70,10 +70,18 @@ def test_both_sides_and_the_page(spec: dict[str, object]) -> None:
 
 def test_efficiency() -> None:
     """10 ms of network, 8 ms of decoding and encoding on 2 cores: 14 ms a frame is 1."""
-    stage = {name: {"wall": [0.01] * 3, "cpu": 0.001} for name in STAGES}
-    stage["decode"]["cpu"], stage["encode"]["cpu"] = 0.002, 0.006
+
+    def stages(net: float) -> dict[str, dict[str, object]]:
+        found = {name: {"wall": [net] * 3, "cpu": 0.001} for name in STAGES}
+        found["decode"]["cpu"], found["encode"]["cpu"] = 0.002, 0.006
+        return found
+
     run = {"seconds": 0.14, "frames": 10, "cpu": 0.2, "intervals": [0.01] * 9, "busy": {"read": 1}}
-    found = comparison._ours([run], [stage], 2)
+    found = comparison._ours([run], [stages(0.01)] * 2, 2)
     assert found["efficiency"] == 1.0
     assert found["efficiency_with_colours"] == pytest.approx(15 / 14, rel=1e-2)
     assert found["fps"] == pytest.approx(71.43)
+    # A machine whose speed changes: each run beside what came before and after it.
+    found = comparison._ours([run, run], [stages(s) for s in (0.01, 0.012, 0.016)], 2)
+    assert found["efficiency_rounds"] == pytest.approx([15 / 14, 18 / 14], abs=1e-3)
+    assert found["efficiency"] == pytest.approx(16.5 / 14, abs=1e-3)

@@ -85,10 +85,11 @@ def page(result: dict[str, Any], source: str) -> str:
         ),
         "",
         "*efficiency* is the rate beside 1 / (time of the network + CPU time of decoding and "
-        "encoding / cores), each measured alone in the same round: what a pipeline without any "
-        "cost of its own would reach. *with colours* counts the conversion between YCbCr and RGB "
-        "as work that has to be done, too. Both can exceed 1 where the machine has become faster "
-        "between the two measurements.",
+        "encoding / cores), each measured alone before and after the run: what a pipeline without "
+        "any cost of its own would reach. It is the median of the rounds, each a whole file with "
+        "the frames at which the pipeline fills and empties. *with colours* counts the conversion "
+        "between YCbCr and RGB as work that has to be done, too. Both can exceed 1 where the "
+        "machine was faster during the run.",
         "",
         "## End to end",
         "",
