@@ -7,6 +7,8 @@ import numpy as np
 PATCH, TILE, PHASES = 8, 16, 32
 QUIET, SLOPE = 48, 128
 STILL, HASTE, MOST_GAIN, BAND = 0.1, 1.6, 32, 8
+LEAST_POWER, USUAL, FOLLOW = 0.86, 1670, 0.3
+MORE, AGREE = 0.06, 50
 
 
 def half(frame: np.ndarray) -> np.ndarray:
@@ -102,6 +104,12 @@ class Reference:
         self.state: np.ndarray | None = None
         self.gray: np.ndarray | None = None
         self.gain = 0.0
+        self.disagreement: float | None = None
+
+    def _share(self, most: float) -> int:
+        known = self.disagreement
+        power = 1.0 if known is None else min(LEAST_POWER + (known / USUAL) ** 2, 1.8)
+        return int(np.rint(127 * most**power))
 
     def __call__(
         self,
@@ -116,16 +124,22 @@ class Reference:
         gray, before = half(frame), self.gray
         self.gray = gray
         if vectors is None or before is None or self.state is None:
-            self.state, self.gain = painting.copy(), 0.0
+            self.state, self.gain, self.disagreement = painting.copy(), 0.0, None
             return painting
         resting = (np.abs(vectors) < np.float32(STILL)).all(-1)
         vectors = np.where(resting[..., None], np.float32(0), vectors)
-        shares = np.where(resting, np.rint(127 * still), np.rint(127 * moving)).astype(int)
+        shares = np.where(resting, self._share(still), self._share(moving))
         height, width = gray.shape
         most = shares.repeat(PATCH, 0).repeat(PATCH, 1)[:height, :width]
         weight = weights(residual(gray, before, vectors / 2), most)
         weight = weight.repeat(2, 0).repeat(2, 1)[: frame.shape[0], : frame.shape[1], None]
-        difference = weight * (warp(self.state, vectors).astype(int) - painting)
+        change = warp(self.state, vectors).astype(int) - painting
+        difference = weight * change
+        sampled = np.broadcast_to(weight > self._share(moving) // 2, change.shape)[::PATCH]
+        if sampled.any():
+            now = float((change[::PATCH][sampled] ** 2).mean())
+            before_it = now if self.disagreement is None else self.disagreement
+            self.disagreement = before_it + FOLLOW * (now - before_it)
         self.state = (painting + np.trunc(difference / 128).astype(int)).astype(np.uint8)
         return self._sharpened(painting) if sharpen else self.state
 
@@ -143,6 +157,7 @@ class Reference:
         rows = [y for y in range(1, height - 1) if 1 <= y % BAND < BAND - 1 and y % BAND % 3 == 1]
         paint, result = ((laplacian(p)[np.array(rows) - 1] ** 2).sum() for p in (painting, out))
         if result > 0:
-            self.gain += HASTE * (float(np.sqrt(paint / result)) - 1)
+            target = 1 + MORE * min((self.disagreement or 0.0) / AGREE, 1.0)
+            self.gain += HASTE * (float(np.sqrt(target * paint / result)) - 1)
         self.gain = min(max(self.gain, 0.0), 1.0)
         return out

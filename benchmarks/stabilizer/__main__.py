@@ -1,6 +1,7 @@
 """Measures the stabilizer: how much steadier, at which price, and what it must not cost.
 
     python -m benchmarks.stabilizer --output docs/results/video/stabilizer.json
+    python -m benchmarks.stabilizer --output ... --part price    on an idle machine; the rest stays
     python -m benchmarks.stabilizer --clip docs/images/stabilizer.webp
 
 Needs $FASTGEN_DATA (photos, clips, paintings, loss network), torch and opencv-python-headless.
@@ -13,6 +14,7 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,9 @@ STYLES = (
     "starry_night",
 )
 ROOT = Path(__file__).resolve().parent.parent.parent
-OBJECTIVE_CLIPS = 4  # of each style, two frames of each
+TERMS = ("total", "style", "content")
+PARTS = ("quality", "price")
+OBJECTIVE_FRAMES = (-1, -6)  # of each clip
 OBJECTIVE_SIZE = 256
 
 
@@ -44,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stabilizer", description=__doc__)
     parser.add_argument("--styles", nargs="+", default=list(STYLES), metavar="STYLE")
     parser.add_argument("--strength", type=float, default=DEFAULT_STRENGTH)
+    parser.add_argument("--part", choices=PARTS, help="measure only this")
     parser.add_argument("--photos", type=int, default=2, help="photos for synthetic clips, 1..4")
     parser.add_argument("--seconds", type=float, default=6.0, help="of timing, for each style")
     parser.add_argument("--threads", type=int, default=None)
@@ -72,7 +77,8 @@ def main() -> None:
     clips = [*synthetic(Path(data), coffee, options.photos), *real(Path(data))]
     for name in options.styles:
         print(name, flush=True)
-        report["styles"][name] = measure(name, clips, Path(data), options)
+        known = report["styles"].get(name, {})
+        report["styles"][name] = known | measure(name, clips, Path(data), options)
         if options.output:
             options.output.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(options.output, json.dumps(report, indent=1).encode())
@@ -83,32 +89,51 @@ def main() -> None:
 def measure(name: str, clips: list[Clip], data: Path, options: Any) -> dict[str, Any]:
     """One style: every clip, the objective, a cut, the price."""
     stylizer = fastgen.Stylizer(name, backend="cpu", threads=options.threads)
-    rows: dict[str, Any] = {}
-    chosen: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for clip in clips:
-        plain = [stylizer(frame) for frame in clip.frames]
-        stabilizer = fastgen.Stabilizer(stylizer, strength=options.strength)
-        steady = [stabilizer(frame) for frame in clip.frames]
-        figures = steadiness(clip.frames, clip.flow, clip.valid, plain, steady)
-        rows[clip.name] = {"kind": clip.kind, **figures}
-        chosen += [(clip.frames[t], plain[t], steady[t]) for t in (-1, -6)]
-    step = max(1, len(clips) // OBJECTIVE_CLIPS)
-    picked = [chosen[2 * i + k] for i in range(0, len(clips), step) for k in range(2)]
-    return {
+    found: dict[str, Any] = {
         "model": stylizer.info.model,
         "precision": stylizer.info.precision,
         "threads": stylizer.info.threads,
+    }
+    if options.part != "price":
+        found |= quality(name, stylizer, clips, data, options.strength)
+    if options.part != "quality":
+        found["price"] = price(stylizer, clips, options)
+    return found
+
+
+def quality(
+    name: str, stylizer: fastgen.Stylizer, clips: list[Clip], data: Path, strength: float
+) -> dict[str, Any]:
+    """Everything but the price: what needs no idle machine."""
+    rows: dict[str, Any] = {}
+    terms = objective(name, data)
+    totals = np.zeros((2, 3))
+    for clip in clips:
+        plain = [stylizer(frame) for frame in clip.frames]
+        stabilizer = fastgen.Stabilizer(stylizer, strength=strength)
+        steady = [stabilizer(frame) for frame in clip.frames]
+        values = np.zeros((2, 3))
+        for t in OBJECTIVE_FRAMES:
+            values += terms(clip.frames[t], plain[t], steady[t])
+        rows[clip.name] = {
+            "kind": clip.kind,
+            **steadiness(clip.frames, clip.flow, clip.valid, plain, steady),
+            "objective": dict(zip(TERMS, values[1] / values[0], strict=True)),
+        }
+        totals += values
+    return {
         "clips": rows,
-        "objective": objective(name, picked, data),
-        "cut_resets": cut_resets(stylizer, clips, options.strength),
-        "price": price(stylizer, clips, options),
+        "objective": dict(zip(TERMS, totals[1] / totals[0], strict=True))
+        | {"frames": len(OBJECTIVE_FRAMES) * len(clips)},
+        "cut_resets": cut_resets(stylizer, clips, strength),
     }
 
 
-def objective(
-    name: str, frames: list[tuple[np.ndarray, np.ndarray, np.ndarray]], data: Path
-) -> dict[str, float]:
-    """Eq. 9 of the stabilized paintings beside that of the plain ones: content, style, total."""
+def objective(name: str, data: Path) -> Callable[..., np.ndarray]:
+    """A function of a frame, its plain and its steady painting: Eq. 9 of both, term by term.
+
+    By the checkpoint's own weights and painting; its result is (2, 3), the terms are ``TERMS``.
+    """
     import torch
     from PIL import Image
 
@@ -123,21 +148,17 @@ def objective(
     built = build_objective(
         wanted, painting, None, torch.device("cpu"), weights=Weights.from_json(provenance)
     )
-    totals = {"content": [0.0, 0.0], "style": [0.0, 0.0], "total": [0.0, 0.0]}
-    with torch.inference_mode():
-        for frame, plain, steady in frames:
-            photo, *pictures = (
-                to_tensor(centre_square(Image.fromarray(x), OBJECTIVE_SIZE)[None])
-                for x in (frame, plain, steady)
+
+    def terms(*pictures: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            photo, *painted = (
+                to_tensor(centre_square(Image.fromarray(x), OBJECTIVE_SIZE)[None]) for x in pictures
             )
             targets = built.content_targets(photo)
-            for k, picture in enumerate(pictures):
-                terms = built(picture, targets)
-                for term, values in totals.items():
-                    values[k] += float(terms[term])
-    return {term: steady / plain for term, (plain, steady) in totals.items()} | {
-        "frames": float(len(frames))
-    }
+            found = [built(picture, targets) for picture in painted]
+        return np.array([[float(f[term]) for term in TERMS] for f in found])
+
+    return terms
 
 
 def cut_resets(stylizer: fastgen.Stylizer, clips: list[Clip], strength: float) -> bool:

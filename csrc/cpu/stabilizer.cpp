@@ -32,6 +32,12 @@ constexpr double kCut = 0.5;    // with this share of them the frame is another 
 constexpr double kHaste = 1.6;  // of the sharpness: share of what is missing that is added
 constexpr int64_t kEvery = 3;   // rows that it is measured on
 constexpr int kMostGain = 32;
+// Paintings that disagree more are mixed less, by a power of the share: see share().
+constexpr double kLeastPower = 0.86, kUsual = 1670;
+constexpr double kFollow = 0.3;  // of the disagreement that a frame has, into the mean
+// Strokes that are mixed are told from painted ones even at the same sharpness: so much more of
+// it, where the paintings disagree by more than kAgree.
+constexpr double kMore = 0.06, kAgree = 50;
 
 // By the name of the engine's instruction set.
 const StabilizerKernels* kernels_of(const std::string& isa) {
@@ -125,8 +131,10 @@ struct Stabilizer::Impl {
   Grid grid[kLevels];
   std::vector<uint8_t> state[2];
   int painted = 0;
-  double gain = 0;  // of the sharpening, 0..1
+  double gain = 0;           // of the sharpening, 0..1
+  double disagreement = -1;  // of paintings, along the motion: mean square; below 0: not known
   std::vector<double> sums;
+  std::vector<int64_t> counts;
   std::vector<FlowVector> found;
   std::vector<std::vector<uint8_t>> scratch;
 
@@ -155,6 +163,7 @@ struct Stabilizer::Impl {
     }
     for (auto& s : state) s.assign(static_cast<size_t>(3 * w * h), 0);
     sums.assign(2 * static_cast<size_t>(h), 0.0);
+    counts.assign(2 * static_cast<size_t>(h), 0);
     // Of a strip: weights (half size, padded rows), wide weights, warped rows.
     const size_t strip = static_cast<size_t>(pyramid[0][0].row) * (kFlowPatch + 2) +
                          static_cast<size_t>(2 * w + 64) + 6 * (half(w) + 16) +
@@ -299,6 +308,15 @@ struct Stabilizer::Impl {
     kernels().warp(first, step, cubic().taps[fx], cubic().taps[fy], out, out_row);
   }
 
+  // The share of the painting before that is mixed in. Means of paintings that differ much are
+  // unlike any painting, and need a smaller share for as steady a picture; where they differ
+  // little it is the other way round.
+  int share(double most) const {
+    const double much = std::max(disagreement, 0.0) / kUsual;
+    const double power = disagreement < 0 ? 1.0 : std::min(kLeastPower + much * much, 1.8);
+    return static_cast<int>(std::lrint(127 * std::pow(most, power)));
+  }
+
   // One row of tiles: weights from the residuals, then the mixture.
   void strip(int64_t j, int thread, const uint8_t* paint, int moving, int still) {
     const Grid& g = grid[0];
@@ -325,6 +343,8 @@ struct Stabilizer::Impl {
       r[1 + now.width] = r[now.width];
     }
     uint8_t* out = state[1 - painted].data();
+    int64_t* found = &counts[2 * j];
+    found[0] = found[1] = 0;
     for (int y = 0; y < half_rows; ++y) {
       const uint8_t* around[3] = {residual + std::max(y - 1, 0) * half_row + 1,
                                   residual + y * half_row + 1,
@@ -339,7 +359,18 @@ struct Stabilizer::Impl {
         kernels().blend(paint + at, warped + r * strip_bytes, wide, static_cast<int>(row),
                         out + at);
       }
+      if (y % 4 == 0)
+        kernels().differences(paint + (j * kWarpTile + 2 * y) * row, warped + 2 * y * strip_bytes,
+                              wide, static_cast<int>(row), moving / 2, &found[0], &found[1]);
     }
+  }
+
+  void learn_disagreement() {
+    int64_t squares = 0, values = 0;
+    for (int j = 0; j < grid[0].rows; ++j) squares += counts[2 * j], values += counts[2 * j + 1];
+    if (values == 0) return;
+    const double now = static_cast<double>(squares) / static_cast<double>(values);
+    disagreement = disagreement < 0 ? now : disagreement + kFollow * (now - disagreement);
   }
 
   void mix(const uint8_t* paint, uint8_t* out, double moving, double still, bool sharpen) {
@@ -348,13 +379,14 @@ struct Stabilizer::Impl {
       std::memcpy(state[painted].data(), paint, bytes);
       std::memcpy(out, paint, bytes);
       gain = 0;
+      disagreement = -1;
       known = true;
       return;
     }
-    const int most = static_cast<int>(std::lrint(127 * moving));
-    const int most_still = static_cast<int>(std::lrint(127 * still));
+    const int most = share(moving), most_still = share(still);
     workers().run(grid[0].rows,
                   [&](int64_t j, int thread) { strip(j, thread, paint, most, most_still); });
+    learn_disagreement();
     painted = 1 - painted;
     const uint8_t* from = state[painted].data();
     if (!sharpen || height < 3 || width < 3) {
@@ -387,7 +419,8 @@ struct Stabilizer::Impl {
     double sum[2] = {};
     for (int64_t i = 0; i < bands; ++i) sum[0] += sums[2 * i], sum[1] += sums[2 * i + 1];
     // A part of the way in every frame, so that the sharpness does not flicker.
-    if (sum[1] > 0) gain += kHaste * (std::sqrt(sum[0] / sum[1]) - 1);
+    const double target = 1 + kMore * std::min(std::max(disagreement, 0.0) / kAgree, 1.0);
+    if (sum[1] > 0) gain += kHaste * (std::sqrt(target * sum[0] / sum[1]) - 1);
     gain = std::min(std::max(gain, 0.0), 1.0);
   }
 };

@@ -170,6 +170,22 @@ void blend_row(const uint8_t* now, const uint8_t* warped, const uint8_t* weight,
   }
 }
 
+// Adds the squares of `warped - now` where the weight is above `least`, and how many they are.
+void add_differences(const uint8_t* now, const uint8_t* warped, const uint8_t* weight, int count,
+                     int least, int64_t* squares, int64_t* values) {
+  for (int first = 0; first < count; first += 4096) {  // an int holds the squares of a piece
+    const int last = smaller(first + 4096, count);
+    int sum = 0, found = 0;
+    for (int i = first; i < last; ++i) {
+      const int d = weight[i] > least ? warped[i] - now[i] : 0;
+      sum += d * d;
+      found += weight[i] > least;
+    }
+    *squares += sum;
+    *values += found;
+  }
+}
+
 // out = x + gain/128 * (4 x - its neighbours), held to 0..255; the first and last pixel as they
 // are.
 void sharpen_row(const uint8_t* above, const uint8_t* x, const uint8_t* below, int count, int gain,
@@ -199,6 +215,6 @@ double laplacian_row(const uint8_t* above, const uint8_t* x, const uint8_t* belo
   return total;
 }
 
-static constexpr StabilizerKernels stabilizer_table = {half_rgb,      half_gray,   flow_search,
-                                                       flow_residual, warp_tile,   blend_weights,
-                                                       blend_row,     sharpen_row, laplacian_row};
+static constexpr StabilizerKernels stabilizer_table = {
+    half_rgb,      half_gray, flow_search,     flow_residual, warp_tile,
+    blend_weights, blend_row, add_differences, sharpen_row,   laplacian_row};

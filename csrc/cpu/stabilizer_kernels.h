@@ -37,6 +37,8 @@ struct StabilizerKernels {
   void (*weights)(const uint8_t* const* rows, const uint8_t* most, int count, uint8_t* out);
   void (*blend)(const uint8_t* now, const uint8_t* warped, const uint8_t* weight, int count,
                 uint8_t* out);
+  void (*differences)(const uint8_t* now, const uint8_t* warped, const uint8_t* weight, int count,
+                      int least, int64_t* squares, int64_t* values);
   void (*sharpen)(const uint8_t* above, const uint8_t* x, const uint8_t* below, int count, int gain,
                   uint8_t* out);
   double (*laplacian)(const uint8_t* above, const uint8_t* x, const uint8_t* below, int count);
