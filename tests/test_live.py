@@ -343,6 +343,18 @@ def test_command(clip: Path, tmp_path: Path, style: Path) -> None:
     assert "latency" in result.stdout
 
 
+def test_a_blend(clip: Path, tmp_path: Path, style: Path) -> None:
+    other = save_tiny(tmp_path, "other", seed=1)
+    seen: list[np.ndarray] = []
+    weights = {str(style): 0.25, str(other): 0.75}
+    stylize_live(iter([picture(3)]), seen.append, weights)
+    np.testing.assert_array_equal(seen[0], fastgen.Stylizer(weights)(picture(3)))
+    words = "-o", "none", "--json", "--blend", f"{style}=1,{other}=3"
+    result = run(clip, *words)
+    assert result.exit_code == 0, result.output
+    assert "+" in json.loads(result.stdout)["style"]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
@@ -354,6 +366,7 @@ def test_command(clip: Path, tmp_path: Path, style: Path) -> None:
         (("clip.mkv", "-o", "none", "--duration", "-1"), 1, "duration is -1.0, must be"),
         (("clip.mkv", "-o", "none", "--option", "x"), 2, "'x' is not NAME=VALUE"),
         (("clip.mkv", "-o", "none", "--size", "x"), 2, "'x' is not WIDTHxHEIGHT"),
+        (("clip.mkv", "-o", "none", "--blend", "a=1,b=1"), 2, "so --style cannot be given, too"),
         (("clip.mkv", "-o", "none", "--strength", "2"), 2, "strength is 2.0"),
         (("clip.mkv", "-o", "a.mp4", "--codec", "h265000"), 1, "no encoder 'h265000'"),
         (("camera:77", "-o", "none"), 1, "/dev/video77: no such camera"),

@@ -9,6 +9,7 @@ import socket
 import ssl
 import struct
 import subprocess
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,23 @@ def test_a_photo_is_what_fastgen_makes_of_it(web: httpx.Client, options: dict[st
     expected = fastgen.stylize(photo(), **{"style": STYLE, **options})
     response = web.post("/stylize", params=options, content=coded(photo()))
     assert response.headers["content-type"] == "image/png"
+    np.testing.assert_array_equal(pixels(response), np.asarray(expected))
+
+
+@pytest.mark.parametrize(
+    ("options", "weights"),
+    [
+        ({"second": "great_wave.small"}, (0.5, 0.5)),
+        ({"second": "great_wave.small", "share": 0.25}, (0.75, 0.25)),
+        ({"second": "great_wave.small", "share": 0}, (1, 0)),
+        ({"second": "great_wave.small", "share": 1, "strength": 0.5}, (0, 1)),
+        ({"second": STYLE, "share": 0.7}, (1, 0)),  # with itself
+    ],
+)
+def test_blends(web: httpx.Client, options: dict[str, Any], weights: tuple[float, float]) -> None:
+    look = dict(zip((STYLE, "great_wave.small"), weights, strict=True))
+    expected = fastgen.stylize(photo(), look, strength=options.get("strength", 1.0))
+    response = web.post("/stylize", params=options, content=coded(photo()))
     np.testing.assert_array_equal(pixels(response), np.asarray(expected))
 
 
@@ -182,6 +200,10 @@ def test_bad_photos(web: httpx.Client) -> None:
     ("query", "message"),
     [
         ("strength=7", "strength is '7': must be less than or equal to 1"),
+        ("second=gone", "second is 'gone'; GET /styles lists the names"),
+        ("second=great_wave", "second is 'great_wave'; GET"),  # shipped, but not served
+        ("second=great_wave.small&share=1.5", "share is '1.5': must be less"),
+        ("share=nan", "share is 'nan'"),
         ("strength=nan", "strength is 'nan'"),
         ("strength=much", "strength is 'much'"),
         ("preserve_color=perhaps", "preserve_color is 'perhaps'"),
@@ -263,6 +285,37 @@ def test_rate_and_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
         detail = problem(web.post(f"{server.url}/stylize", content=b"x"), 503)
         assert detail == "2 photos are waiting already; try again later"
         assert web.get(f"{server.url}/styles").status_code == 200
+
+
+def test_slow_uploads_of_one_client_leave_places_to_others() -> None:
+    """Bodies that never end: a quarter of the places, whoever else comes has the rest."""
+    head = b"POST /stylize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nabc"
+    with running(max_waiting=8, rate=10_000.0) as server, httpx.Client(trust_env=False) as web:
+        host, _, port = server.host.partition(":")
+        slow = [socket.create_connection((host, int(port)), 60) for _ in range(2)]
+        try:
+            for sock in slow:
+                sock.sendall(head)
+            until = time.monotonic() + 30
+            while server.hub.photos < 2 and time.monotonic() < until:
+                time.sleep(0.01)
+            refused = web.post(f"{server.url}/stylize", content=coded(photo()))
+            assert refused.headers["retry-after"] == "5"
+            text = "2 photos are on their way from here; send one after another"
+            assert problem(refused, 429) == text
+            # Another address of this machine.
+            other = httpx.HTTPTransport(local_address="127.0.0.2")
+            with httpx.Client(transport=other, trust_env=False) as neighbour:
+                answer = neighbour.post(f"{server.url}/stylize", content=coded(photo()))
+            assert answer.status_code == 200
+        finally:
+            for sock in slow:
+                sock.close()
+        until = time.monotonic() + 30
+        while server.hub.photos and time.monotonic() < until:
+            time.sleep(0.01)
+        again = web.post(f"{server.url}/stylize", content=coded(photo()))
+        assert again.status_code == 200
 
 
 # ---------------------------------------------------------------------------- who is let in

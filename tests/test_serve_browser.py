@@ -152,6 +152,24 @@ def test_the_camera_is_painted(tab: Tab, tmp_path: Path) -> None:
     tab.page.check("input[value='great_wave.small']")
     wave = fastgen.Stylizer("great_wave.small")
     settled(tab, lambda b, a: bool((wave(b) == a).all()))
+    # Two styles: the other one's slider appears with it.
+    assert tab.page.is_hidden("#share")
+    assert tab.page.locator("#second option:checked").inner_text() == "no other style"
+    tab.page.select_option("#second", STYLE)
+    mix = fastgen.Stylizer({"great_wave.small": 1, STYLE: 1})
+    _, even = settled(tab, lambda b, a: bool((mix(b) == a).all()))
+    tab.slide("share", 20)
+    assert tab.page.inner_text("#share-value") == "20 %"
+    blend = {"great_wave.small": 0.8, STYLE: 0.2}
+    _, fifth = settled(tab, lambda b, a: bool((mix(b, blend=blend) == a).all()))
+    assert (fifth != even).any()
+    # Of a style that is chosen itself nothing is left to mix in.
+    tab.page.check(f"input[value='{STYLE}']")
+    settled(tab, lambda b, a: bool((stylizer(b) == a).all()))
+    assert tab.page.input_value("#second") == ""
+    assert tab.page.is_hidden("#share")
+    tab.page.check("input[value='great_wave.small']")
+    settled(tab, lambda b, a: bool((wave(b) == a).all()))
     # As JPEG both ways it looks the same, but is not equal to the last bit.
     tab.page.select_option("#transfer", "jpeg")
     _, coded = settled(tab, lambda b, a: bool((wave(b) != a).any()))
@@ -179,6 +197,11 @@ def test_a_photo_is_painted(tab: Tab, tmp_path: Path) -> None:
         tab.page.click("#save")
     assert download.value.suggested_filename == f"fastgen-{STYLE}.png"
     np.testing.assert_array_equal(pixels_of(download.value.path()), expected)
+    tab.page.select_option("#second", "great_wave.small")
+    tab.slide("share", 25)
+    blend = {STYLE: 0.75, "great_wave.small": 0.25}
+    mixed = np.asarray(fastgen.stylize(photo, blend).convert("RGB"))
+    settled(tab, lambda before, after: bool((after == mixed).all()))
     tab.slide("strength", 0)
     settled(tab, lambda before, after: bool((before == after).all()))
 
@@ -275,6 +298,15 @@ def test_keyboard_names_and_layouts(browser: Browser, server: Running, tmp_path:
         paper = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
         red = int(paper.removeprefix("rgb(").partition(",")[0])
         assert (red > 128) == (scheme == "light")
+        page.focus("#second")
+        page.keyboard.press("G")  # Great Wave, by its first letter
+        page.keyboard.press("Tab")
+        assert page.evaluate("() => document.activeElement.id") == "share"
+        page.keyboard.press("ArrowRight")
+        assert page.inner_text("#share-value") == "51 %"
+        assert page.evaluate(NAMELESS) == []
+        assert page.evaluate(overflow) <= 0
+        page.wait_for_selector('#status:has-text("Painted")')
         page.screenshot(path=tmp_path / f"{scheme}-{width}.png", full_page=True)
         if width > 1000:
             page.focus("#compare")

@@ -56,6 +56,10 @@ def test_a_frame() -> None:
         True,
     )
     assert len(frame.payload) == 24
+    assert (frame.second, frame.share) == (None, 0.5)
+    blend = request(second="b", share=1)
+    assert (blend.style, blend.second, blend.share) == ("a", "b", 1.0)
+    assert request(second="a").second is None  # a style with itself is the style
     assert (request(b"x").format, request(b"x").reply) == ("file", "jpeg")
 
 
@@ -65,6 +69,10 @@ def test_a_frame() -> None:
         ({"style": "c"}, "the style is 'c'"),
         ({"style": "../../etc/passwd"}, "the style is '../../etc/passwd'"),
         ({"style": ["a"]}, "the style is"),
+        ({"second": "c"}, "second is 'c'; GET /styles lists the names"),
+        ({"second": {}}, "second is {}"),
+        ({"second": "b", "share": 2}, "share is 2, must be a number in 0..1"),
+        ({"share": None}, "share is missing, must be a number"),
         ({"strength": 1.01}, "strength is 1.01, must be a number in 0..1"),
         ({"strength": float("nan")}, "strength is nan"),
         ({"strength": 10**400}, "strength is 1000"),

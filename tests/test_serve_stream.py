@@ -132,6 +132,23 @@ def test_a_stream_is_stabilized_on_its_own(stylizer: fastgen.Stylizer) -> None:
         assert different == 4  # all but the first of each scene
 
 
+def test_a_stream_of_two_styles(server: Running) -> None:
+    pytest.importorskip("fastgen._C", reason="the stabilizer is compiled")
+    names = STYLE, "great_wave.small"
+    mix = fastgen.Stylizer(dict.fromkeys(names, 1.0))
+    steady = fastgen.Stabilizer(mix, strength=0.7)
+    noise = np.random.default_rng(5).integers(-12, 13, (4, 96, 128, 3))
+    frames = np.clip(picture(128, 96, 4) + noise, 0, 255).astype(np.uint8)
+    with Stream(server.host) as stream:
+        for number, frame in enumerate(frames):  # the share moves, the stabilizer goes on
+            blend = dict(zip(names, (1 - number / 4, number / 4), strict=True))
+            options = {"second": names[1], "share": number / 4, "stabilize": 0.7}
+            stream.send(frame, id=number, **raw(frame, cut=number == 0, **options))
+            np.testing.assert_array_equal(image(*stream.answer()), steady(frame, blend=blend))
+        stream.send(frame, id=9, **raw(frame, second=names[1]))
+        np.testing.assert_array_equal(image(*stream.answer()), mix(frame))
+
+
 # ---------------------------------------------------------------------------- pace
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from tiny import save_tiny
 
 import fastgen
@@ -61,6 +62,36 @@ def test_resume(tmp_path: Path, style: Path, monkeypatch: pytest.MonkeyPatch) ->
         np.testing.assert_array_equal(a.image, b.image)
     assert sound_of(out) == sound_of(path)
     assert sorted(os.listdir(tmp_path)) == ["clip.mkv", "out.mkv", "whole.mkv"]
+
+
+@pytest.mark.parametrize("changed", ["masks/00007.png", "frames/00009.png", "masks/00099.png"])
+def test_numbered_pictures_that_changed_are_another_run(
+    changed: str, tmp_path: Path, style: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the source and of the mask; the same pictures are the same run."""
+    monkeypatch.setattr(_segments, "FRAMES", 8)
+    for folder in ("masks", "frames"):
+        (tmp_path / folder).mkdir()
+        for k in range(30):
+            grey = Image.new("L", (16, 12), 8 * k)
+            grey.convert("RGB").save(tmp_path / folder / f"{k:05d}.png")
+    source, out = str(tmp_path / "frames/%05d.png"), tmp_path / "out.mkv"
+    options: dict[str, Any] = {"mask": str(tmp_path / "masks/%05d.png"), "codec": "ffv1"}
+    with pytest.raises(KeyboardInterrupt):
+        video.stylize_video(source, out, ["none", style], progress=_StopAt(19), **options)
+    before = (tmp_path / changed).read_bytes() if (tmp_path / changed).exists() else None
+    known = os.stat(tmp_path / changed) if before else None
+    Image.new("RGB", (16, 12), (200, 9, 9)).save(tmp_path / changed)
+    what = "controls" if changed.startswith("masks") else "source_state"
+    with pytest.raises(ValueError, match=rf"another run \({what} differ\)"):
+        video.stylize_video(source, out, ["none", style], resume=True, **options)
+    if before is None or known is None:
+        (tmp_path / changed).unlink()
+    else:
+        (tmp_path / changed).write_bytes(before)
+        os.utime(tmp_path / changed, ns=(known.st_atime_ns, known.st_mtime_ns))
+    result = video.stylize_video(source, out, ["none", style], resume=True, **options)
+    assert (result.resumed, result.frames) == (19, 30)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

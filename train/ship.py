@@ -49,7 +49,7 @@ def card(meta: dict[str, Any], graph_name: str, parameters: int, megamacs: int) 
         "training": provenance["training"],
         "intended_use": "turning photos and video frames into pictures in the painting's manner",
         "limits": "faces lose detail; flat areas such as skies are filled with brushwork; every "
-        "video frame is stylised on its own, so video flickers",
+        "video frame is stylised on its own, so video flickers (--stabilize steadies it)",
     }
 
 

@@ -56,7 +56,9 @@ def choose(
             return dict.fromkeys(tracks, 1.0), options | {"blend": tracks}
         for name, item in tracks.items():
             if len(item.times) > 1:
-                raise click.UsageError(f"--blend: {name} has keyframes, which are for videos")
+                raise click.UsageError(
+                    f"--blend: {name} has keyframes, which are for files of video"
+                )
         return {name: item.values[0] for name, item in tracks.items()}, options
     if len(styles) < 2:
         if masks:

@@ -11,8 +11,11 @@ from typing import Any
 import click
 
 from fastgen.cli._app import Size, report, stabilize_option, style_error
+from fastgen.cli._controls import choose
 
 __all__ = ["live"]
+
+DEFAULT_STYLE = "starry_night.small"
 
 
 def _pair(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str]:
@@ -33,9 +36,8 @@ def _pair(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) ->
     metavar="SINK",
     help="window, virtual, a file, a URL, - or none.",
 )
-@click.option(
-    "-s", "--style", default="starry_night.small", show_default=True, help="Name or checkpoint."
-)
+@click.option("-s", "--style", help=f"Name or checkpoint [default: {DEFAULT_STYLE}].")
+@click.option("--blend", metavar="A=W,B=W", help="Mix of several styles, by weights.")
 @click.option(
     "--strength", type=float, default=1.0, show_default=True, help="0 camera, 1 painting."
 )
@@ -66,7 +68,8 @@ def _pair(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) ->
 def live(
     source: str,
     output: str,
-    style: str,
+    style: str | None,
+    blend: str | None,
     backend: str,
     precision: str,
     threads: int | None,
@@ -84,8 +87,10 @@ def live(
         check_strength(options["strength"])
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    named = () if style is None else (style,)
+    chosen, _ = choose(named, DEFAULT_STYLE, blend, (), 0, None, moving=False)
     try:
-        stylizer = Stylizer(style, backend=backend, precision=precision, threads=threads)
+        stylizer = Stylizer(chosen, backend=backend, precision=precision, threads=threads)
     except ValueError as error:
         raise style_error(error) from None
     status = _Status()

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 
 from fastgen._stream import KEPT, StreamStats, newest
-from fastgen.checkpoint import Checkpoint
 from fastgen.image import DEFAULT_MAX_PIXELS
 from fastgen.live._scale import Ladder
 from fastgen.live._sink import Closed, Shape, open_sink
 from fastgen.live._source import Settings, Source
 from fastgen.stabilizer import Stabilizer, stabilizer_strength
-from fastgen.stylizer import Stylizer
+from fastgen.stylizer import Style, Stylizer
 from fastgen.video._convert import Converter
 
 __all__ = ["LiveStats", "stylize_live"]
@@ -99,7 +98,7 @@ class _Result:
 def stylize_live(
     source: str | os.PathLike[str] | Iterable[np.ndarray] = "camera",
     sink: str | os.PathLike[str] | Callable[[np.ndarray], Any] = "window",
-    style: str | os.PathLike[str] | Checkpoint | Stylizer = "starry_night.small",
+    style: Style | Stylizer = "starry_night.small",
     *,
     strength: float = 1.0,
     preserve_color: bool = False,
@@ -136,7 +135,8 @@ def stylize_live(
             ``"virtual:/dev/video10"`` names one), a file (.mp4, .mov, .mkv, .webm), an HLS playlist
             (.m3u8), a URL to send to (rtsp, rtmp, srt, udp, ...), ``"-"`` (y4m on standard
             output), ``"none"``, or a function that is called with each (H,W,3) uint8 array.
-        style: name, checkpoint, or a ``Stylizer`` to use.
+        style: name, checkpoint, a dict of styles and weights for a blend, or a ``Stylizer`` to
+            use.
         strength: 0 the source, 1 the painting.
         preserve_color: keep the source's colours and take only lightness from the painting.
         stabilize: less flicker, by a :class:`fastgen.Stabilizer`: True, or its strength in 0..1.

@@ -21,11 +21,11 @@ from fastgen import __version__
 from fastgen import image as image_module
 from fastgen.errors import FastgenError, ImageError
 from fastgen.serve.guard import Guard, address_of
-from fastgen.serve.hub import Hub
+from fastgen.serve.hub import Crowded, Hub
 from fastgen.serve.metrics import CONTENT_TYPE
 from fastgen.serve.settings import Settings
 from fastgen.serve.stream import Stream
-from fastgen.serve.studio import PAGE, decode, own_words
+from fastgen.serve.studio import PAGE, Look, decode, own_words
 
 __all__ = ["build"]
 
@@ -150,6 +150,7 @@ def _add_rest(app: FastAPI, hub: Hub) -> None:
     names: dict[str, Any] = {"enum": list(hub.studio.styles)}
     named = PathParameter(description="A name of GET /styles", json_schema_extra=names)
     which = Query(hub.studio.first, description="A name of GET /styles", json_schema_extra=names)
+    other = Query(None, description="A style to mix in", json_schema_extra=names)
 
     @app.get("/healthz", response_model=Health, responses={503: {"model": Health}, **_GUARDED})
     async def healthz() -> Response:
@@ -223,6 +224,10 @@ def _add_rest(app: FastAPI, hub: Hub) -> None:
     async def stylize(
         request: Request,
         style: str = which,
+        second: str | None = other,
+        share: Annotated[
+            float, Query(ge=0, le=1, allow_inf_nan=False, description="Of the second style")
+        ] = 0.5,
         strength: Annotated[float, Query(ge=0, le=1, allow_inf_nan=False)] = 1.0,
         preserve_color: bool = False,
         format: Annotated[
@@ -232,6 +237,7 @@ def _add_rest(app: FastAPI, hub: Hub) -> None:
         """Paint one photo; the result has its size, upright, with its transparency."""
         if style not in hub.studio.styles:
             raise HTTPException(422, f"style is {style[:60]!r}; GET /styles lists the names")
+        look = _look(hub, style, second, share, strength, preserve_color)
         address = address_of(request.scope)
         if hub.stopping.is_set():
             raise HTTPException(503, "the server stops", {"retry-after": "10"})
@@ -239,30 +245,39 @@ def _add_rest(app: FastAPI, hub: Hub) -> None:
             hub.metrics.refused.labels("rate").inc()
             text = f"more than {settings.rate:g} photos a minute; slow down"
             raise HTTPException(429, text, {"retry-after": "10"})
-        if hub.photos >= settings.max_waiting:
-            hub.metrics.refused.labels("waiting").inc()
-            text = f"{hub.photos} photos are waiting already; try again later"
-            raise HTTPException(503, text, {"retry-after": "5"})
-        hub.photos += 1
         try:
-            return await _photo(hub, request, address, style, strength, preserve_color, format)
-        finally:
-            hub.photos -= 1
+            with hub.photo():
+                return await _photo(hub, request, address, look, format)
+        except Crowded as error:
+            hub.metrics.refused.labels("waiting").inc()
+            raise HTTPException(error.status, str(error), {"retry-after": "5"}) from None
+
+
+def _look(
+    hub: Hub,
+    style: str,
+    second: str | None,
+    share: float,
+    strength: float,
+    preserve_color: bool,
+) -> Look:
+    if second is not None and second not in hub.studio.styles:
+        raise HTTPException(422, f"second is {second[:60]!r}; GET /styles lists the names")
+    return Look(style, None if second == style else second, share, strength, preserve_color)
 
 
 async def _photo(
     hub: Hub,
     request: Request,
     address: str,
-    style: str,
-    strength: float,
-    preserve_color: bool,
+    look: Look,
     format: str | None,
 ) -> Response:
     start = time.perf_counter()
     try:
         async with asyncio.timeout(hub.settings.timeout):
-            data = await _body(request, hub.settings.max_body)
+            with hub.upload(address):
+                data = await _body(request, hub.settings.max_body)
     except TimeoutError:
         raise HTTPException(
             408, f"the photo did not come within {hub.settings.timeout:g} seconds"
@@ -271,8 +286,7 @@ async def _photo(
         async with asyncio.timeout(hub.settings.timeout - (time.perf_counter() - start)):
             pixels = await hub.apart("decode", decode, data, hub.settings.max_pixels, "photo")
             painted = await hub.turns.run(
-                address,
-                lambda: lambda: hub.studio.paint(style, pixels.rgb, strength, preserve_color),
+                address, lambda: lambda: hub.studio.paint(look, pixels.rgb)
             )
             suffix = format or _kind(data)
             result = pixels.image(painted.pixels)
@@ -290,7 +304,7 @@ async def _photo(
         raise HTTPException(503, str(error)) from None
     except MemoryError:
         raise HTTPException(503, "not enough memory for this photo; send a smaller one") from None
-    hub.metrics.photos.labels(style).inc()
+    hub.metrics.photos.labels(look.style).inc()
     hub.metrics.seconds.labels("network").observe(painted.seconds)
     headers = {"server-timing": f"network;dur={painted.seconds * 1000:.1f}"}
     headers["cache-control"] = "no-store"

@@ -6,9 +6,10 @@ import asyncio
 import hmac
 import ipaddress
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from fastgen.serve.metrics import Metrics
@@ -16,9 +17,21 @@ from fastgen.serve.settings import Settings
 from fastgen.serve.studio import Studio
 from fastgen.serve.turns import Turns
 
-__all__ = ["Bucket", "Hub", "Rates"]
+__all__ = ["Bucket", "Crowded", "Hub", "Rates"]
 
 T = TypeVar("T")
+
+
+class Crowded(Exception):
+    """No place for another photo.
+
+    Attributes:
+        status: of the answer.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Bucket:
@@ -101,9 +114,43 @@ class Hub:
         self.stopping = asyncio.Event()
         self.streams = 0
         self.photos = 0
+        self._uploads: Counter[str] = Counter()  # by address
         self.working = 0  # requests and streams that a stop waits for
         self._codecs = ThreadPoolExecutor(2, "fastgen codec")
         self._thumbnails: dict[str, asyncio.Task[bytes]] = {}
+
+    @contextmanager
+    def photo(self) -> Iterator[None]:
+        """A place for a photo, from its first byte to its result.
+
+        Raises:
+            Crowded: all are taken.
+        """
+        if self.photos >= self.settings.max_waiting:
+            raise Crowded(503, f"{self.photos} photos are waiting already; try again later")
+        self.photos += 1
+        try:
+            yield
+        finally:
+            self.photos -= 1
+
+    @contextmanager
+    def upload(self, address: str) -> Iterator[None]:
+        """One of an address' uploads: a quarter of the places, so that slow ones leave the rest.
+
+        Raises:
+            Crowded: it has as many already.
+        """
+        key = _network(address)
+        if (own := self._uploads[key]) >= max(1, self.settings.max_waiting // 4):
+            raise Crowded(429, f"{own} photos are on their way from here; send one after another")
+        self._uploads[key] += 1
+        try:
+            yield
+        finally:
+            self._uploads[key] -= 1
+            if not self._uploads[key]:
+                del self._uploads[key]
 
     def knows(self, token: str | None) -> bool:
         """Whether a token is the right one; takes as long for every wrong one."""

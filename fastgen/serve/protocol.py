@@ -55,6 +55,8 @@ class FrameRequest:
     Attributes:
         id: the client's number, which comes back.
         style: a name of the list in the server's greeting.
+        second: another one, blended in, or None.
+        share: of ``second`` in the blend, 0..1; without one it means nothing.
         strength: 0 photo, 1 painting.
         preserve_color: keep the photo's colours.
         stabilize: 0 off, 1 the steadiest.
@@ -68,6 +70,8 @@ class FrameRequest:
 
     id: int
     style: str
+    second: str | None
+    share: float
     strength: float
     preserve_color: bool
     stabilize: float
@@ -156,6 +160,9 @@ def _frame(
     style = header.get("style")
     if not isinstance(style, str) or style not in styles:
         raise _Wrong(f"the style is {_short(style)}; GET /styles lists the names")
+    second = header.get("second")
+    if second is not None and (not isinstance(second, str) or second not in styles):
+        raise _Wrong(f"second is {_short(second)}; GET /styles lists the names")
     kind, reply = header.get("format", "file"), header.get("reply", "jpeg")
     for what, value, known in (("format", kind, INPUTS), ("reply", reply, OUTPUTS)):
         if value not in known:
@@ -180,6 +187,8 @@ def _frame(
     return FrameRequest(
         id=number,
         style=style,
+        second=None if second == style else second,
+        share=_fraction(header, "share", 0.5),
         strength=_fraction(header, "strength", 1.0),
         stabilize=_fraction(header, "stabilize", 0.0),
         format=kind,

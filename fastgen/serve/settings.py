@@ -44,7 +44,8 @@ class Settings:
         max_frame_pixels: width*height of a frame of a stream.
         max_fps: frames a second that are read from one stream; faster ones are slowed down.
         rate: photos (and failed logins, and new streams) a minute from one address.
-        max_waiting: photos that may wait for their turn.
+        max_waiting: photos that may arrive or wait for their turn; of those that arrive, a quarter
+            from one address.
         timeout: seconds for a photo, from its first byte to its result.
         idle: seconds without a frame after which a stream is closed.
         grace: seconds that work in hand gets when the server stops.

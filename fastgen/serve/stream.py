@@ -27,7 +27,7 @@ from fastgen.serve.protocol import (
     pack,
     parse_request,
 )
-from fastgen.serve.studio import Painted, decode, encode_jpeg, own_words
+from fastgen.serve.studio import Look, Painted, decode, encode_jpeg, own_words
 from fastgen.stabilizer import Stabilizer
 
 __all__ = ["Stream"]
@@ -95,7 +95,8 @@ class Stream:
         self._sending = asyncio.Lock()
         self._raw, self._ready = _Place(), _Place()
         self._unanswered = 0
-        self._stabilizer: tuple[str, Stabilizer] | None = None  # the style's name, and it
+        # The names of the styles, and it.
+        self._stabilizer: tuple[tuple[str, str | None], Stabilizer] | None = None
 
     async def run(self) -> None:
         """Accepts the socket and works until the client leaves or the server stops."""
@@ -228,15 +229,18 @@ class Stream:
 
         def work() -> tuple[_Frame, Painted | FastgenError | MemoryError, float]:
             request = frame.request
+            look = Look(
+                request.style,
+                request.second,
+                request.share,
+                request.strength,
+                request.preserve_color,
+            )
             if frame.pixels is None:
                 raise RuntimeError("a frame without pixels reached the engine")
             try:
                 painted: Painted | FastgenError | MemoryError = self._hub.studio.paint(
-                    request.style,
-                    frame.pixels,
-                    request.strength,
-                    request.preserve_color,
-                    self._steady(request, frame.cut),
+                    look, frame.pixels, self._steady(request, look, frame.cut)
                 )
             except (FastgenError, MemoryError) as error:
                 painted = error
@@ -244,14 +248,14 @@ class Stream:
 
         return work
 
-    def _steady(self, request: FrameRequest, cut: bool) -> Stabilizer | None:
+    def _steady(self, request: FrameRequest, look: Look, cut: bool) -> Stabilizer | None:
         """This stream's stabilizer with the frame before in it; in the engine's thread."""
         if request.stabilize == 0:
             self._stabilizer = None
             return None
-        if self._stabilizer is None or self._stabilizer[0] != request.style:
-            found = Stabilizer(self._hub.studio.stylizer(request.style))
-            self._stabilizer = request.style, found
+        styles = look.style, look.second
+        if self._stabilizer is None or self._stabilizer[0] != styles:
+            self._stabilizer = styles, Stabilizer(self._hub.studio.painter(look))
         stabilizer = self._stabilizer[1]
         stabilizer.strength = request.stabilize
         if cut:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastgen import image as image_module
+from fastgen._mix import StyleMix
 from fastgen.errors import BackendUnavailable, ImageError
 from fastgen.serve.settings import Settings
 from fastgen.stabilizer import Stabilizer
@@ -22,6 +23,7 @@ from fastgen.stylizer import Stylizer
 __all__ = [
     "PAGE",
     "PHOTO_FORMATS",
+    "Look",
     "Painted",
     "Studio",
     "Style",
@@ -55,6 +57,25 @@ class Style:
     artist: str
     size: str
     licence: str
+
+
+@dataclass(frozen=True)
+class Look:
+    """How something is painted.
+
+    Attributes:
+        style: a name that is served.
+        second: another one that is mixed in, or None.
+        share: of ``second``, 0..1.
+        strength: as for ``stylize``.
+        preserve_color: as for ``stylize``.
+    """
+
+    style: str
+    second: str | None = None
+    share: float = 0.5
+    strength: float = 1.0
+    preserve_color: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +114,7 @@ class Studio:
                     raise ValueError(f"two styles are called {name!r}; rename one of the files")
                 self.styles[name] = _describe(name, where)
         self._loaded: dict[str, Stylizer] = {}
+        self._mixes: dict[tuple[str, str], StyleMix] = {}
         self._lock = threading.Lock()
         # A backend that cannot run here is an error now, not at the first frame.
         first = self.stylizer(next(iter(self.styles)))
@@ -123,26 +145,42 @@ class Studio:
                 self._loaded[name] = found
         return found
 
+    def painter(self, look: Look) -> Stylizer:
+        """The network or networks of a look, whatever its share."""
+        if look.second is None:
+            return self.stylizer(look.style)
+        pair = look.style, look.second
+        mix = self._mixes.get(pair)
+        if mix is None:
+            mix = self._mixes[pair] = StyleMix(dict.fromkeys(pair, 1.0), load=self.stylizer)
+        return mix
+
     def paint(
         self,
-        name: str,
+        look: Look,
         pixels: np.ndarray,
-        strength: float,
-        preserve_color: bool,
         stabilizer: Stabilizer | None = None,
+        mask: np.ndarray | None = None,
     ) -> Painted:
         """Paints (H,W,3) uint8.
 
         Args:
-            name: a key of ``styles``.
+            look: how.
             pixels: the photo or frame.
-            strength: as for ``stylize``.
-            preserve_color: as for ``stylize``.
-            stabilizer: of this style and the stream that the frame belongs to.
+            stabilizer: of ``painter(look)`` and the stream that the frame belongs to.
+            mask: (H,W) uint8, where the second style is seen, or, without one, the style.
         """
-        painter = stabilizer or self.stylizer(name)
+        options: dict[str, Any] = {"strength": look.strength, "preserve_color": look.preserve_color}
+        if mask is not None:
+            pair = ("none", look.style) if look.second is None else (look.style, look.second)
+            painter: Any = StyleMix(list(pair), load=self.stylizer)
+            options["mask"] = mask
+        else:
+            painter = stabilizer or self.painter(look)
+            if look.second is not None:
+                options["blend"] = {look.style: 1 - look.share, look.second: look.share}
         start = time.perf_counter()
-        result = painter(pixels, strength=strength, preserve_color=preserve_color)
+        result = painter(pixels, **options)
         return Painted(result, time.perf_counter() - start)
 
     def thumbnail(self, name: str) -> bytes:
@@ -151,7 +189,7 @@ class Studio:
 
         photo = image_module.decode(PAGE / "example.jpg").convert("RGB")
         small = photo.resize(_THUMBNAIL, Image.Resampling.LANCZOS, reducing_gap=3.0)
-        return encode_jpeg(self.paint(name, np.asarray(small), 1.0, False).pixels, 82)
+        return encode_jpeg(self.paint(Look(name), np.asarray(small)).pixels, 82)
 
 
 def _found(item: str | os.PathLike[str]) -> list[tuple[str, str | os.PathLike[str]]]:

@@ -14,7 +14,7 @@ from fastgen._masks import Mask
 from fastgen._mix import StyleMix
 from fastgen.image import READ_SUFFIXES
 from fastgen.stylizer import Style, Stylizer, check_color, check_strength
-from fastgen.video._read import Clip, Frame, is_pattern, read
+from fastgen.video._read import Clip, Frame, is_pattern, read, state_of
 
 __all__ = ["FrameControls", "style_and_blend"]
 
@@ -180,10 +180,7 @@ class _MaskClip:
         self._grey: np.ndarray | None = None
         self._mask = Mask(np.zeros((1, 1), np.float32), feather=feather)
         self._half = 1 / clip.rate / 2  # times of files are rounded
-        self.state = None
-        if os.path.exists(name):
-            state = os.stat(name)
-            self.state = [state.st_size, state.st_mtime_ns]
+        self.state = state_of(name)
 
     def at(self, time: Fraction) -> Mask:
         due: Frame | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import math
 import os
 import re
@@ -19,7 +20,7 @@ from fastgen.image import DEFAULT_MAX_PIXELS
 from fastgen.video._av import av_module, errors
 from fastgen.video._convert import Color, Converter, color_of
 
-__all__ = ["Clip", "Frame", "is_pattern", "pictures", "read", "resample"]
+__all__ = ["Clip", "Frame", "is_pattern", "pictures", "read", "resample", "state_of"]
 
 DEFAULT_RATE = Fraction(25)
 _NUMBER = re.compile(r"%(0?)(\d*)d")
@@ -337,9 +338,23 @@ def is_pattern(name: str) -> bool:
     return len(_NUMBER.findall(os.path.basename(name))) == 1
 
 
-def _pictures(pattern: str, rate: Fraction, max_pixels: int) -> Clip:
-    from fastgen.image import decode
+def state_of(name: str) -> list[Any] | None:
+    """What changes when a file, or one of numbered pictures, is written anew; None of the rest."""
+    if os.path.exists(name):
+        state = os.stat(name)
+        return [state.st_size, state.st_mtime_ns]
+    if not is_pattern(name):
+        return None
+    digest = hashlib.sha256()
+    paths = _numbered(name)
+    for path in paths:
+        state = os.stat(path)
+        digest.update(f"{os.path.basename(path)}\0{state.st_size} {state.st_mtime_ns}\n".encode())
+    return [len(paths), digest.hexdigest()]
 
+
+def _numbered(pattern: str) -> list[str]:
+    """The pictures of a pattern, by their numbers."""
     folder, base = os.path.split(pattern)
     match = _NUMBER.search(base)
     assert match is not None
@@ -350,9 +365,15 @@ def _pictures(pattern: str, rate: Fraction, max_pixels: int) -> Clip:
         hit = number.fullmatch(os.path.basename(path))
         if hit and base % int(hit[1]) == os.path.basename(path):
             found[int(hit[1])] = path
-    if not found:
+    return [found[k] for k in sorted(found)]
+
+
+def _pictures(pattern: str, rate: Fraction, max_pixels: int) -> Clip:
+    from fastgen.image import decode
+
+    paths = _numbered(pattern)
+    if not paths:
         raise FileNotFoundError(f"{pattern}: no picture matches")
-    paths = [found[k] for k in sorted(found)]
 
     def load(path: str) -> np.ndarray:
         return np.asarray(decode(path, max_pixels=max_pixels).convert("RGB"))

@@ -18,7 +18,7 @@ from fastgen.image import DEFAULT_MAX_PIXELS
 from fastgen.stabilizer import Stabilizer, stabilizer_strength
 from fastgen.stylizer import Style, Stylizer
 from fastgen.video._controls import FrameControls, style_and_blend
-from fastgen.video._read import Clip, Frame, is_pattern, read
+from fastgen.video._read import Clip, Frame, is_pattern, read, state_of
 from fastgen.video._segments import Segments, join
 from fastgen.video._write import Encoding, Pipe, encoding_for, write
 
@@ -221,15 +221,15 @@ def stylize_video(
 
 def _identity(name: str, style: Stylizer, encoding: Encoding) -> dict[str, Any]:
     info = style.info
+    state = state_of(name)
     identity: dict[str, Any] = {
-        "source": os.path.abspath(name) if os.path.exists(name) else name,
+        "source": os.path.abspath(name) if state is not None else name,
         "style": info.sha256 or info.style,
         "precision": info.precision,
         "encoding": [encoding.codec, *map(list, encoding.options), str(encoding.time_base)],
     }
-    if os.path.exists(name):
-        state = os.stat(name)
-        identity["source_state"] = [state.st_size, state.st_mtime_ns]
+    if state is not None:
+        identity["source_state"] = state
     return identity
 
 

@@ -22,7 +22,7 @@ export class Live {
   #onFirst = null;
   #most = Infinity; // pixels of a frame
 
-  // settings() gives {style, strength, preserve_color, stabilize, side, transfer}.
+  // settings() gives {style, second, share, strength, preserve_color, stabilize, side, transfer}.
   constructor(video, wire, settings) {
     this.#video = video;
     this.#wire = wire;

@@ -11,8 +11,11 @@ const wire = new Wire();
 const recorder = new Recorder();
 
 function settings() {
+  const second = $("second").value || undefined;
   return {
     style: document.querySelector("#styles input:checked")?.value,
+    second,
+    share: second && Number($("share").value) / 100,
     strength: Number($("strength").value) / 100,
     preserve_color: $("color").checked,
     stabilize: $("stabilize-row").hidden ? 0 : Number($("stabilize").value) / 100,
@@ -27,6 +30,17 @@ let clipUrl = null;
 
 // ---------------------------------------------------------------- styles and limits
 
+const KINDS = { small: "fast", half: "detailed", full: "most detailed" };
+
+// A style is not blended with itself.
+function blended() {
+  const { style } = settings();
+  for (const option of $("second").options) option.disabled = option.value === style;
+  if ($("second").value === style) $("second").value = "";
+  $("share-row").hidden = $("second").value === "";
+  $("share-value").textContent = `${$("share").value} %`;
+}
+
 function card(style, checked) {
   const label = document.createElement("label");
   label.className = "style";
@@ -39,7 +53,7 @@ function card(style, checked) {
   name.textContent = style.title;
   const kind = document.createElement("span");
   kind.className = "kind";
-  kind.textContent = { small: "fast", half: "detailed", full: "most detailed" }[style.size] ?? style.size;
+  kind.textContent = KINDS[style.size] ?? style.size;
   label.append(input, image, name, kind);
   return label;
 }
@@ -50,6 +64,9 @@ async function load() {
   if (!response.ok) throw new Error(body.detail);
   const first = body.styles.find((s) => s.size === "small") ?? body.styles[0];
   $("styles").replaceChildren(...body.styles.map((s) => card(s, s === first)));
+  $("second").append(...body.styles.map((s) => new Option(`${s.title}, ${KINDS[s.size] ?? s.size}`, s.name)));
+  $("second-row").hidden = body.styles.length < 2;
+  blended();
   $("stabilize-row").hidden = !body.stabilize;
   for (const option of [...$("side").options]) {
     option.textContent = `${option.value} pixels`;
@@ -191,6 +208,7 @@ document.addEventListener("paste", (event) => offered(event.clipboardData.files)
 // ---------------------------------------------------------------- how
 
 function changed() {
+  blended();
   $("strength-value").textContent = `${$("strength").value} %`;
   const steady = Number($("stabilize").value);
   $("stabilize-value").textContent = steady ? `${steady} %` : "off";

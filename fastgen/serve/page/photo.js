@@ -79,8 +79,9 @@ export class Photo {
 
   async #once() {
     const turn = this.#turn;
-    const { style, strength, preserve_color } = this.#settings();
-    const query = new URLSearchParams({ style, strength, preserve_color });
+    const { style, second, share, strength, preserve_color } = this.#settings();
+    const blend = second === undefined ? {} : { second, share };
+    const query = new URLSearchParams({ style, ...blend, strength, preserve_color });
     stage.say("Painting …");
     const start = performance.now();
     const response = await fetch(`/stylize?${query}`, {
