@@ -96,6 +96,53 @@ def test_blends(web: httpx.Client, options: dict[str, Any], weights: tuple[float
     np.testing.assert_array_equal(pixels(response), np.asarray(expected))
 
 
+def drawing() -> Image.Image:
+    return Image.fromarray(np.linspace(0, 255, 61 * 43).reshape(43, 61).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("options", "styles"),
+    [
+        ({}, ["none", STYLE]),
+        ({"second": "great_wave.small", "feather": 5}, [STYLE, "great_wave.small"]),
+    ],
+)
+def test_masks(web: httpx.Client, options: dict[str, Any], styles: list[str]) -> None:
+    files = {"photo": ("a.png", coded(photo())), "mask": ("m.png", coded(drawing()))}
+    mask = np.asarray(drawing(), np.float32) / 255
+    expected = fastgen.stylize(photo(), styles, mask=mask, feather=options.get("feather", 0))
+    found = pixels(web.post("/stylize", params=options, files=files)).astype(int)
+    assert np.abs(found - np.asarray(expected)).max() <= 1  # the grey of a file is a sum of three
+    del files["mask"]
+    alone = pixels(web.post("/stylize", files=files))
+    np.testing.assert_array_equal(alone, np.asarray(fastgen.stylize(photo(), STYLE)))
+
+
+def test_forms_that_are_none(web: httpx.Client) -> None:
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+
+    def part(name: str, data: bytes = b"x") -> bytes:
+        head = f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'
+        return head.encode() + data + b"\r\n"
+
+    two = part("photo", coded(photo()))
+    for body, message in (
+        (b"", "a form has one or two parts"),
+        (two, "a form has one or two parts"),  # no end
+        (part("mask") + b"--b--", "a form without a part called 'photo'"),
+        (part("path") + b"--b--", "a part called 'path', must be photo or mask"),
+        (two + two + b"--b--", "two parts called 'photo'"),
+        (two * 9 + b"--b--", "a form has one or two parts"),
+        (b"--b\r\n" + b"x" * 5000 + b"\r\n\r\n\r\n--b--", "a part of a form without a header"),
+        (two + part("mask", b"no picture") + b"--b--", "mask:"),
+        (part("photo", b"no picture") + b"--b--", "photo:"),
+    ):
+        found = problem(web.post("/stylize", content=body, headers=kind), 415)
+        assert found.startswith(message)
+    plain = {"content-type": "multipart/form-data"}
+    assert "boundary" in problem(web.post("/stylize", content=two, headers=plain), 415)
+
+
 def test_formats_transparency_and_orientation(web: httpx.Client) -> None:
     for kind, suffix in [("JPEG", "jpeg"), ("PNG", "png"), ("WEBP", "webp")]:
         response = web.post("/stylize", content=coded(photo(), kind))

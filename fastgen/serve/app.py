@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import FastAPI, HTTPException, Query, Request, Response, WebSocket
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
@@ -19,7 +20,9 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from fastgen import __version__
 from fastgen import image as image_module
+from fastgen._masks import Mask
 from fastgen.errors import FastgenError, ImageError
+from fastgen.serve.form import FormError, files_of, is_form
 from fastgen.serve.guard import Guard, address_of
 from fastgen.serve.hub import Crowded, Hub
 from fastgen.serve.metrics import CONTENT_TYPE
@@ -37,6 +40,15 @@ _TYPES = {
     ".jpg": "image/jpeg",
 }
 _MEDIA = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+
+
+_FILE = {"type": "string", "format": "binary"}
+_FORM = {
+    "type": "object",
+    "required": ["photo"],
+    "additionalProperties": False,
+    "properties": {"photo": _FILE, "mask": _FILE},
+}
 
 
 class Problem(BaseModel):
@@ -203,10 +215,9 @@ def _add_rest(app: FastAPI, hub: Hub) -> None:
     body = {
         "requestBody": {
             "required": True,
-            "description": "The file itself: JPEG, PNG or WebP.",
-            "content": {
-                kind: {"schema": {"type": "string", "format": "binary"}} for kind in _MEDIA.values()
-            },
+            "description": "The file itself: JPEG, PNG or WebP. Or a form with it and a mask.",
+            "content": {kind: {"schema": _FILE} for kind in _MEDIA.values()}
+            | {"multipart/form-data": {"schema": _FORM}},
         }
     }
     images: dict[str, Any] = {"content": {kind: {} for kind in _MEDIA.values()}}
@@ -228,13 +239,20 @@ def _add_rest(app: FastAPI, hub: Hub) -> None:
         share: Annotated[
             float, Query(ge=0, le=1, allow_inf_nan=False, description="Of the second style")
         ] = 0.5,
+        feather: Annotated[
+            int, Query(ge=0, le=1000, description="Pixels of the mask's soft edges")
+        ] = 0,
         strength: Annotated[float, Query(ge=0, le=1, allow_inf_nan=False)] = 1.0,
         preserve_color: bool = False,
         format: Annotated[
             Literal["png", "jpeg", "webp"] | None, Query(description="The photo's unless given")
         ] = None,
     ) -> Response:
-        """Paint one photo; the result has its size, upright, with its transparency."""
+        """Paint one photo; the result has its size, upright, with its transparency.
+
+        With a mask the second style (without one: the style) is where it is white, and the style
+        (without a second one: the photo) where it is black.
+        """
         if style not in hub.studio.styles:
             raise HTTPException(422, f"style is {style[:60]!r}; GET /styles lists the names")
         look = _look(hub, style, second, share, strength, preserve_color)
@@ -247,7 +265,7 @@ def _add_rest(app: FastAPI, hub: Hub) -> None:
             raise HTTPException(429, text, {"retry-after": "10"})
         try:
             with hub.photo():
-                return await _photo(hub, request, address, look, format)
+                return await _photo(hub, request, address, look, feather, format)
         except Crowded as error:
             hub.metrics.refused.labels("waiting").inc()
             raise HTTPException(error.status, str(error), {"retry-after": "5"}) from None
@@ -271,6 +289,7 @@ async def _photo(
     request: Request,
     address: str,
     look: Look,
+    feather: int,
     format: str | None,
 ) -> Response:
     start = time.perf_counter()
@@ -282,11 +301,22 @@ async def _photo(
         raise HTTPException(
             408, f"the photo did not come within {hub.settings.timeout:g} seconds"
         ) from None
+    drawn: bytes | None = None
+    kind = request.headers.get("content-type", "")
+    if is_form(kind):
+        try:
+            files = files_of(data, kind)
+        except FormError as error:
+            raise HTTPException(415, str(error)) from None
+        data, drawn = files["photo"], files.get("mask")
     try:
         async with asyncio.timeout(hub.settings.timeout - (time.perf_counter() - start)):
             pixels = await hub.apart("decode", decode, data, hub.settings.max_pixels, "photo")
+            mask: Mask | None = None
+            if drawn is not None:
+                mask = await hub.apart("decode", _mask, drawn, hub.settings.max_pixels, feather)
             painted = await hub.turns.run(
-                address, lambda: lambda: hub.studio.paint(look, pixels.rgb)
+                address, lambda: lambda: hub.studio.paint(look, pixels.rgb, mask=mask)
             )
             suffix = format or _kind(data)
             result = pixels.image(painted.pixels)
@@ -309,6 +339,13 @@ async def _photo(
     headers = {"server-timing": f"network;dur={painted.seconds * 1000:.1f}"}
     headers["cache-control"] = "no-store"
     return Response(body, media_type=_MEDIA[suffix], headers=headers)
+
+
+def _mask(data: bytes, max_pixels: int, feather: int) -> Mask:
+    rgb = decode(data, max_pixels, "mask").rgb
+    # Floats: of bytes a picture whose white is dark is taken for one of indices.
+    grey = rgb @ np.asarray((0.299, 0.587, 0.114), np.float32) / np.float32(255)
+    return Mask(grey.clip(0, 1), feather=feather)
 
 
 async def _body(request: Request, limit: int) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastgen import image as image_module
+from fastgen._masks import Mask
 from fastgen._mix import StyleMix
 from fastgen.errors import BackendUnavailable, ImageError
 from fastgen.serve.settings import Settings
@@ -160,7 +161,7 @@ class Studio:
         look: Look,
         pixels: np.ndarray,
         stabilizer: Stabilizer | None = None,
-        mask: np.ndarray | None = None,
+        mask: Mask | None = None,
     ) -> Painted:
         """Paints (H,W,3) uint8.
 
@@ -168,7 +169,7 @@ class Studio:
             look: how.
             pixels: the photo or frame.
             stabilizer: of ``painter(look)`` and the stream that the frame belongs to.
-            mask: (H,W) uint8, where the second style is seen, or, without one, the style.
+            mask: where the second style is seen, or, without one, the style.
         """
         options: dict[str, Any] = {"strength": look.strength, "preserve_color": look.preserve_color}
         if mask is not None:
