@@ -7,7 +7,7 @@ import numpy as np
 PATCH, TILE, PHASES = 8, 16, 32
 QUIET, SLOPE = 48, 128
 STILL, HASTE, MOST_GAIN, BAND = 0.1, 1.6, 32, 8
-LEAST_POWER, USUAL, FOLLOW = 0.86, 1670, 0.3
+LEAST_POWER, MOST_POWER, USUAL, FOLLOW = 0.86, 1.15, 1670, 0.3
 MORE, AGREE = 0.06, 50
 
 
@@ -108,7 +108,7 @@ class Reference:
 
     def _share(self, most: float) -> int:
         known = self.disagreement
-        power = 1.0 if known is None else min(LEAST_POWER + (known / USUAL) ** 2, 1.8)
+        power = 1.0 if known is None else min(LEAST_POWER + (known / USUAL) ** 2, MOST_POWER)
         return int(np.rint(127 * most**power))
 
     def __call__(

@@ -33,7 +33,7 @@ constexpr double kHaste = 1.6;  // of the sharpness: share of what is missing th
 constexpr int64_t kEvery = 3;   // rows that it is measured on
 constexpr int kMostGain = 32;
 // Paintings that disagree more are mixed less, by a power of the share: see share().
-constexpr double kLeastPower = 0.86, kUsual = 1670;
+constexpr double kLeastPower = 0.86, kMostPower = 1.15, kUsual = 1670;
 constexpr double kFollow = 0.3;  // of the disagreement that a frame has, into the mean
 // Strokes that are mixed are told from painted ones even at the same sharpness: so much more of
 // it, where the paintings disagree by more than kAgree.
@@ -313,7 +313,7 @@ struct Stabilizer::Impl {
   // little it is the other way round.
   int share(double most) const {
     const double much = std::max(disagreement, 0.0) / kUsual;
-    const double power = disagreement < 0 ? 1.0 : std::min(kLeastPower + much * much, 1.8);
+    const double power = disagreement < 0 ? 1.0 : std::min(kLeastPower + much * much, kMostPower);
     return static_cast<int>(std::lrint(127 * std::pow(most, power)));
   }
 
