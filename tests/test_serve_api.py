@@ -203,7 +203,7 @@ def test_health_metrics_and_description(web: httpx.Client) -> None:
         *("/healthz", "/metrics", "/styles", "/styles/{name}/thumbnail", "/stylize"),
     }
     content = paths["/stylize"]["post"]["requestBody"]["content"]
-    assert set(content) == {"image/jpeg", "image/png", "image/webp"}
+    assert set(content) == {"image/jpeg", "image/png", "image/webp", "multipart/form-data"}
 
 
 # ---------------------------------------------------------------------------- limits
