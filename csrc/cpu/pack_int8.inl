@@ -34,11 +34,8 @@ inline void quantise_row(const PackArgs& a, int c0, int y, uint8_t* dst, int64_t
     for (int j = 0; j < VPB; ++j)
       store_bytes(dst + x * pixel + j * VL, load(line + x * kBlock + j * VL) * quant[j] + zero[j]);
   if (!a.store || y < a.store_y0 || y >= a.store_y1) return;
-  float* out =
-      static_cast<float*>(a.store) + c0 / kBlock * a.store_block + a.store_y[y] * a.store_row;
-  for (int x = a.store_x0; x < a.store_x1; ++x)
-    for (int j = 0; j < kBlock; j += VL)
-      store(out + a.src_x[x] * kBlock + j, load(line + x * kBlock + j));
+  a.store_bf16 ? store_row<bf16>(a, c0 / kBlock, y, line)
+               : store_row<float>(a, c0 / kBlock, y, line);
 }
 
 template <int MODE, class T>
@@ -145,4 +142,6 @@ void pack_int8_as(const PackArgs& a) {
   }
 }
 
-void pack_int8(const PackArgs& a) { pack_int8_as<float>(a); }
+void pack_int8(const PackArgs& a) {
+  a.dtype == kBFloat16 ? pack_int8_as<bf16>(a) : pack_int8_as<float>(a);
+}

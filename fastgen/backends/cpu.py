@@ -21,6 +21,7 @@ from fastgen.backends._build import for_batch, set_ranges
 from fastgen.backends._lower import lower
 from fastgen.backends._memory import plan_values, segment_steps
 from fastgen.backends._norm_stats import NormStats
+from fastgen.backends._products import products
 from fastgen.backends._storage import half_values
 from fastgen.errors import BackendUnavailable
 from fastgen.graph import Graph
@@ -156,8 +157,10 @@ class Runner:
         self._segments = segment_steps(self._lowered)
         if precision == "int8":
             set_ranges(self._lowered, _quantize.spans(graph, weights, ranges))
-        _build(self._engine, self._lowered, precision)
-        self._half = half_values(self._lowered) if precision == "bf16" else frozenset()
+        halves = self.isa == _BF16_ISA
+        _build(self._engine, self._lowered, products(self._lowered, precision, halves))
+        half = precision == "bf16" or (precision == "int8" and halves)
+        self._half = half_values(self._lowered) if half else frozenset()
         for step in self._lowered.steps:  # the engine holds its own packed weights
             if isinstance(step, _steps.ConvStep):
                 step.phases = []
