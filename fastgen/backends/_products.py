@@ -7,7 +7,7 @@ from fastgen.backends._steps import ConvStep, Lowered
 __all__ = ["products"]
 
 _WINOGRAD = 16  # inputs from which on 3x3 convolutions are Winograd tiles (csrc/cpu/winograd.cpp)
-_FEW = 4  # inputs up to which kernels of 3 rows and more are Winograd along the rows
+_UPSAMPLE = 0  # kind of a view
 
 
 def products(lowered: Lowered, precision: str, halves: bool) -> list[str]:
@@ -32,9 +32,8 @@ def products(lowered: Lowered, precision: str, halves: bool) -> list[str]:
 
 def _bf16_is_faster(step: ConvStep) -> bool:
     """Measured layer by layer: see docs/performance.md."""
-    if step.stride > 1 or step.out_stride > 1 or step.flat or step.groups > 1 or step.direct:
+    if step.stride > 1 or step.out_stride > 1 or step.groups > 1 or step.direct or step.small:
         return False
-    rows, columns = step.phases[0].weight.shape[2:]
-    if step.inputs <= _FEW:
-        return bool(rows >= 3) and not step.small
-    return not step.small and bool(rows == columns == 3) and step.inputs >= _WINOGRAD
+    if any(view[0] == _UPSAMPLE for view in step.source.views):  # four small kernels
+        return False
+    return step.phases[0].weight.shape[2:] == (3, 3) and step.inputs >= _WINOGRAD
