@@ -106,6 +106,11 @@ def _check_precision(precision: str) -> None:
         )
 
 
+def _has_halves(isa: str) -> bool:
+    """Whether an instruction set gains from bfloat16 factors, and converts them in no time."""
+    return isa == _BF16_ISA
+
+
 def _lacks(precision: str, isa: str) -> str | None:
     """Why a precision cannot run with an instruction set; None when it can."""
     if precision != "bf16" or isa == _BF16_ISA:
@@ -128,7 +133,8 @@ class Runner:
         precision: ``"fp32"``; ``"bf16"`` rounds the factors of the products to bfloat16 and sums
             in float32, and keeps what convolutions hand to each other as bfloat16. Only
             AVX512_BF16 gains from it.
-            ``"int8"`` takes bytes for the factors of convolutions, and sums in int32.
+            ``"int8"`` takes bytes for the factors of convolutions, and sums in int32, where that
+            is faster than Winograd tiles of bfloat16 (float32 without AVX512_BF16).
         ranges: for int8: (low, high) of graph inputs by their names and of convolutions' inputs by
             the convolutions' names.
 
@@ -157,8 +163,9 @@ class Runner:
         self._segments = segment_steps(self._lowered)
         if precision == "int8":
             set_ranges(self._lowered, _quantize.spans(graph, weights, ranges))
-        halves = self.isa == _BF16_ISA
-        _build(self._engine, self._lowered, products(self._lowered, precision, halves))
+        halves = _has_halves(self.isa)
+        self._products = products(self._lowered, precision, halves)
+        _build(self._engine, self._lowered, self._products)
         half = precision == "bf16" or (precision == "int8" and halves)
         self._half = half_values(self._lowered) if half else frozenset()
         for step in self._lowered.steps:  # the engine holds its own packed weights
@@ -193,6 +200,11 @@ class Runner:
     def steps(self) -> list[_steps.Step]:
         """The steps of a run, in the order of ``profile``."""
         return list(self._lowered.steps)
+
+    @property
+    def products(self) -> list[str]:
+        """What the factors of each step's products are: fp32, bf16 or int8."""
+        return list(self._products)
 
     def plan_facts(
         self, inputs: dict[str, tuple[int, ...]]
