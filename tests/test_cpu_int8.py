@@ -239,7 +239,7 @@ def test_random_graphs(isa: str, bytes_only: bool, request: pytest.FixtureReques
     if bytes_only:
         request.getfixturevalue("all_bytes")
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(graphs(), st.integers(1, 2), st.integers(6, 17), st.integers(6, 17))
     def check(graph: Graph, n: int, height: int, width: int) -> None:
         shape = (n, graph.inputs[0].shape[1], height, width)
