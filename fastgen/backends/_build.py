@@ -40,9 +40,7 @@ def build(engine: Any, lowered: _steps.Lowered, products: Sequence[str] | None =
         engine.add_value()
     for slot in lowered.slots:
         engine.add_slot(slot.channels, slot.scale, slot.shift)
-    for step, factors in zip(
-        lowered.steps, products or ["fp32"] * len(lowered.steps), strict=True
-    ):
+    for step, factors in zip(lowered.steps, products or ["fp32"] * len(lowered.steps), strict=True):
         if isinstance(step, _steps.ConvStep):
             engine.add_conv(step, bf16=factors == "bf16", int8=factors == "int8")
         elif isinstance(step, _steps.CopyStep):

@@ -52,9 +52,14 @@ def _tiles(step: ConvStep) -> bool:
 
 
 def _tiles_int8(step: ConvStep) -> bool:
-    """Whether bytes make Winograd tiles: behind a norm and a ReLU."""
+    """Whether bytes make Winograd tiles: behind a norm and a ReLU.
+
+    They lose much, so not where the sum of residual blocks begins: what is lost there is in every
+    block.
+    """
     return (
         min(step.inputs, step.outputs) >= _TILES_INT8
+        and step.source.store < 0
         and step.mean is not None
         and step.zero is not None
         and not step.zero.any()

@@ -107,8 +107,7 @@ def _check_precision(precision: str) -> None:
 
 
 def _has_halves(isa: str) -> bool:
-    """Whether an instruction set gains from bfloat16 factors, and converts them in no time."""
-    return isa == _BF16_ISA
+    return isa == _BF16_ISA  # which converts to and from bfloat16 in no time
 
 
 def _lacks(precision: str, isa: str) -> str | None:
@@ -133,8 +132,7 @@ class Runner:
         precision: ``"fp32"``; ``"bf16"`` rounds the factors of the products to bfloat16 and sums
             in float32, and keeps what convolutions hand to each other as bfloat16. Only
             AVX512_BF16 gains from it.
-            ``"int8"`` takes bytes for the factors of convolutions, and sums in int32, where that
-            is faster than Winograd tiles of bfloat16 (float32 without AVX512_BF16).
+            ``"int8"`` takes bytes, summed in int32, where they are faster (see ``_products``).
         ranges: for int8: (low, high) of graph inputs by their names and of convolutions' inputs by
             the convolutions' names.
 
@@ -163,11 +161,11 @@ class Runner:
         self._segments = segment_steps(self._lowered)
         if precision == "int8":
             set_ranges(self._lowered, _quantize.spans(graph, weights, ranges))
-        halves = _has_halves(self.isa)
+        halves = precision != "fp32" and _has_halves(self.isa)
         self._products = products(self._lowered, precision, halves)
         _build(self._engine, self._lowered, self._products)
-        half = precision == "bf16" or (precision == "int8" and halves)
-        self._half = half_values(self._lowered) if half else frozenset()
+        halves = halves or precision == "bf16"
+        self._half = half_values(self._lowered) if halves else frozenset()
         for step in self._lowered.steps:  # the engine holds its own packed weights
             if isinstance(step, _steps.ConvStep):
                 step.phases = []
@@ -203,8 +201,8 @@ class Runner:
 
     @property
     def products(self) -> list[str]:
-        """What the factors of each step's products are: fp32, bf16 or int8."""
-        return list(self._products)
+        """The factors of each step's products: fp32, bf16 or int8."""
+        return self._products
 
     def plan_facts(
         self, inputs: dict[str, tuple[int, ...]]
