@@ -8,15 +8,15 @@ import numpy as np
 from cpu_cases import random_weights, torch_reference
 
 from fastgen import backends
-from fastgen.backends import ImageIO, cuda
+from fastgen.backends import ImageIO, _cuda_runner
 from fastgen.graph import Graph, Node
 
 STYLE = ImageIO((0.0, 255.0), (0.0, 255.0))
 
 
-def runner(graph: Graph, precision: str = "fp32", **config: Any) -> cuda.Runner:
+def runner(graph: Graph, precision: str = "fp32", **config: Any) -> _cuda_runner.Runner:
     config = {"tune": False} | config  # measuring tiles on the emulated card takes its time
-    return cuda.Runner(graph, random_weights(graph), precision, **config)
+    return _cuda_runner.Runner(graph, random_weights(graph), precision, **config)
 
 
 def inputs_for(graph: Graph, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from cuda_emulation.backend import emulate
 
 import fastgen
 from fastgen import backends, models
-from fastgen.backends import ImageIO, _cuda_tune, cuda
+from fastgen.backends import ImageIO, _cuda_runner, _cuda_tune, cuda
 from fastgen.errors import BackendUnavailable
 from fastgen.graph import Graph
 
@@ -67,7 +67,7 @@ def native_launches(module: ModuleType) -> int:
 def test_kinds_of_input_are_bounded(
     emulated: ModuleType, small_net: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda, "_PLANS", 2)
+    monkeypatch.setattr(_cuda_runner, "_PLANS", 2)
     ours = runner(small_net, "fp16")
     first = ours.run(picture(1, 8, 8), STYLE)
     for width in (8, 12, 16, 8):

@@ -11,7 +11,7 @@ from cuda_cases import STYLE, picture, style_weights
 
 import fastgen
 from fastgen import backends, models
-from fastgen.backends import cuda
+from fastgen.backends import _cuda_runner, cuda
 from fastgen.metrics import psnr
 
 torch = pytest.importorskip("torch")
@@ -25,7 +25,7 @@ gpu = pytest.mark.skipif(cuda.why_not() is not None, reason=str(cuda.why_not()))
 def test_gpu_shipped_styles(name: str, precision: str, tmp_path: Path) -> None:
     style = fastgen.load_style(name)
     reference = backends.get("torch").compile(style.graph, style.weights, "fp32", None)
-    ours = cuda.Runner(style.graph, style.weights, precision, tiles=tmp_path)
+    ours = _cuda_runner.Runner(style.graph, style.weights, precision, tiles=tmp_path)
     for size in ((1, 257, 383), (2, 64, 100), (1, 540, 960), (1, 5, 3)):
         photo = picture(*size)
         expected = reference.run(photo, STYLE)
@@ -37,7 +37,7 @@ def test_gpu_shipped_styles(name: str, precision: str, tmp_path: Path) -> None:
 def test_gpu_tensors_and_streams(tmp_path: Path) -> None:
     """Tensors in place on the current stream, in both layouts, from two threads."""
     graph = models.create("transformer_net", width=16, blocks=2)
-    ours = cuda.Runner(graph, style_weights(graph), "fp16", tiles=tmp_path)
+    ours = _cuda_runner.Runner(graph, style_weights(graph), "fp16", tiles=tmp_path)
     photos = [np.roll(picture(1, 96, 128), 7 * i, 2) for i in range(8)]
     expected = [ours.run(photo, STYLE) for photo in photos]
     failures: list[str] = []
@@ -65,7 +65,7 @@ def test_gpu_tensors_and_streams(tmp_path: Path) -> None:
 @gpu
 def test_gpu_part_of_the_callers_graph(tmp_path: Path) -> None:
     graph = models.create("compact_net", width=8, blocks=1)
-    ours = cuda.Runner(graph, style_weights(graph), "fp16", tiles=tmp_path)
+    ours = _cuda_runner.Runner(graph, style_weights(graph), "fp16", tiles=tmp_path)
     x = torch.rand(1, 3, 64, 64, device="cuda") * 255
     expected = ours.run(x)
     side = torch.cuda.Stream()
@@ -85,7 +85,7 @@ def test_gpu_part_of_the_callers_graph(tmp_path: Path) -> None:
 @gpu
 def test_gpu_memory_does_not_grow(tmp_path: Path) -> None:
     graph = models.create("transformer_net", width=16, blocks=2)
-    ours = cuda.Runner(graph, style_weights(graph), "fp16", tiles=tmp_path)
+    ours = _cuda_runner.Runner(graph, style_weights(graph), "fp16", tiles=tmp_path)
     native = cuda._extension()
     photo = picture(1, 240, 320)
     first = [ours.run(photo, STYLE) for _ in range(3)][-1]

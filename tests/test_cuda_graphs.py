@@ -29,7 +29,7 @@ from test_cpu_joins import _graphs as graphs_of_two_inputs
 from test_cpu_random import graphs
 
 from fastgen import models
-from fastgen.backends import ImageIO, cuda
+from fastgen.backends import ImageIO, _cuda_runner
 from fastgen.backends._cuda_steps import axis_map, conv_map
 from fastgen.errors import GraphError
 from fastgen.graph import Graph, Node
@@ -53,7 +53,7 @@ def test_style_networks(emulated: ModuleType, name: str, precision: str) -> None
     """Photos of odd sizes, a batch, strength, colour and channel order, in 16 bits: 40 dB."""
     model, config = NETWORKS[name]
     graph = models.create(model, **config)
-    ours = cuda.Runner(graph, style_weights(graph), precision, tune=False)
+    ours = _cuda_runner.Runner(graph, style_weights(graph), precision, tune=False)
     io = ImageIO(strength=0.75, preserve_color=True, bgr=True)
     for photo, how in ((picture(1, 13, 18), STYLE), (picture(2, 9, 11, np.float32), io)):
         expected = reference_pictures(graph, photo, how)
@@ -65,7 +65,7 @@ def test_style_networks(emulated: ModuleType, name: str, precision: str) -> None
 
 def test_fp32_pictures(emulated: ModuleType) -> None:
     graph = models.create("transformer_net", width=8, blocks=1)
-    ours = cuda.Runner(graph, style_weights(graph), "fp32", tune=False)
+    ours = _cuda_runner.Runner(graph, style_weights(graph), "fp32", tune=False)
     photo = picture(1, 10, 14, np.float32)
     difference = np.abs(reference_pictures(graph, photo, STYLE) - ours.run(photo, STYLE))
     assert difference.max() * 255 <= 0.02
@@ -91,7 +91,7 @@ def test_columns_as_outputs_of_pictures(emulated: ModuleType) -> None:
         conv("c", "r", out_channels=3, kernel=9, padding=4, **attrs),
     )
     graph = image_graph(3, *nodes)
-    ours = cuda.Runner(graph, style_weights(graph), "fp16", tune=False)
+    ours = _cuda_runner.Runner(graph, style_weights(graph), "fp16", tune=False)
     for photo in (picture(1, 13, 41), picture(2, 37, 12, np.float32)):
         io = ImageIO(strength=0.5, bgr=True)
         expected = reference_pictures(graph, photo, io)

@@ -1,13 +1,14 @@
-"""The soak and roofline commands, briefly."""
+"""The soak, roofline and scaling commands, briefly."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import roofline, soak
+from benchmarks import roofline, scaling, soak
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -58,6 +59,24 @@ def test_layers_of_a_network() -> None:
     assert any(line.startswith("| res*_conv1 (2) |") for line in text)
     assert any(line.startswith("| sum |") for line in text)
     assert total > 0
+
+
+def test_threads_of_a_network(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = "scaling --networks small --sizes 48x40 --precisions fp32 --threads 2"
+    monkeypatch.setattr(
+        sys, "argv", [*command.split(), "--seconds", "0", "--rounds", "3", "--json"]
+    )
+    assert scaling.main() == 0
+    result = json.loads(capsys.readouterr().out)
+    (row,) = result["rows"]
+    one, two = row["seconds"]["1"], row["seconds"]["2"]
+    assert len(one) == len(two) == 3
+    assert row["scaling"] == sorted(a / b for a, b in zip(one, two, strict=True))[1]
+    assert row["median_s"] == sorted(two)[1] <= row["p95_s"] <= max(two)
+    line = scaling.lines(result)[-1].splitlines()[-1]
+    assert line.startswith("| small | 48x40 | fp32 |")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

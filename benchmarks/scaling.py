@@ -1,0 +1,147 @@
+"""What a second thread gives, how even the times are, and frames a second, uint8 in and out.
+
+    python -m benchmarks.scaling [--networks full half small] [--sizes 256x256 640x480] [--save]
+
+The engine with one thread and with all cores, each in a process of its own, in turns. *threads* is
+the median over the rounds of the time with one thread divided by that with all: 2.00 would be
+perfect for two. *p95* is beside the median, with all threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.networks import ARCHITECTURES, network
+from benchmarks.report import ROOT, fill, table
+from benchmarks.run import save
+from fastgen.backends.cpu import precision_why_not
+from fastgen.cli._app import one_line
+from fastgen.cli._machine import usable_cores
+from fastgen.cli._race import percentile, race, ratio
+from fastgen.errors import FastgenError
+
+__all__ = ["lines", "measure", "write"]
+
+PAGE = ROOT / "docs" / "performance.md"
+MARKS = "<!-- scaling:begin -->", "<!-- scaling:end -->"
+PRECISIONS = ("fp32", "bf16", "int8")
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that goes into the table."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for architecture in args.networks:
+            style, note = network(architecture, Path(folder))
+            for width, height in args.sizes:
+                for precision in args.precisions:
+                    spec = {"style": str(style), "backend": "cpu", "precision": precision}
+                    spec |= {"width": width, "height": height}
+                    one, all_threads = race(
+                        [spec | {"threads": 1}, spec | {"threads": args.threads}],
+                        seconds=args.seconds,
+                        rounds=(args.rounds, 400),
+                    )
+                    rows.append(
+                        {
+                            "network": architecture,
+                            "weights": note,
+                            "size": f"{width}x{height}",
+                            "precision": precision,
+                            "scaling": ratio(all_threads, one),
+                            "median_s": median(all_threads.seconds),
+                            "p95_s": percentile(all_threads.seconds, 95),
+                            "seconds": {"1": one.seconds, str(args.threads): all_threads.seconds},
+                        }
+                    )
+                    print(*_cells(rows[-1]), file=sys.stderr, flush=True)
+    return {
+        "datetime": datetime.datetime.now().isoformat(timespec="seconds"),
+        "machine_info": machine.describe(),
+        "threads": args.threads,
+        "rows": rows,
+    }
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    """A line of the table."""
+    return [
+        row["network"],
+        row["size"],
+        row["precision"],
+        f"{row['median_s'] * 1e3:.1f}",
+        f"{1 / row['median_s']:.0f}",
+        f"{row['p95_s'] / row['median_s']:.2f}",
+        f"{row['scaling']:.2f}",
+    ]
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """The page's text."""
+    info = result["machine_info"]
+    header = ["network", "frame", "precision", "p50 ms", "frames/s", "p95 / p50"]
+    header.append(f"1 to {result['threads']} threads")
+    return [
+        f"uint8 in and out, {result['threads']} threads, {info['cpu']} "
+        f"({', '.join(info['flags'])}), {result['datetime'][:10]}.",
+        "",
+        table(header, [_cells(row) for row in result["rows"]]),
+    ]
+
+
+def write(path: Path) -> None:
+    """Writes the page's part from a result file."""
+    result = json.loads(path.read_text("utf-8"))
+    source = f"From `benchmarks/results/{path.name}`, by `python -m benchmarks.scaling --save`."
+    body = "\n".join([*lines(result), "", source])
+    PAGE.write_text(fill(PAGE.read_text("utf-8"), body, MARKS), "utf-8")
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, cross, height = text.partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT")
+    return int(width), int(height)
+
+
+def main() -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scaling",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sizes = [(256, 256), (512, 512), (640, 480), (1280, 720)]
+    able = [p for p in PRECISIONS if precision_why_not(p) is None]
+    parser.add_argument("--networks", nargs="+", choices=ARCHITECTURES, default=[*ARCHITECTURES])
+    parser.add_argument("--sizes", type=_size, nargs="+", default=sizes)
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=able)
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--seconds", type=float, default=5.0, help="a row (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=10, help="at least (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results and the page")
+    args = parser.parse_args()
+    if args.threads < 2:
+        parser.error(f"--threads is {args.threads}, must be at least 2")
+    try:
+        result = measure(args)
+        if args.save:
+            write(save(result, "scaling-"))
+    except (FastgenError, ValueError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
+    print(json.dumps(result, indent=1) if args.json else "\n".join(lines(result)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
