@@ -38,9 +38,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "program", [p for p in COMPARED if p.name != "torch.compile"], ids=lambda p: p.key
 )
 @pytest.mark.parametrize("encoded", [True, False], ids=["encoded", "kept"])
-def test_every_program_generates_the_same(
-    program: Program, encoded: bool, reference: Path
-) -> None:
+def test_every_program_generates_the_same(program: Program, encoded: bool, reference: Path) -> None:
     if reason := why_not(program):
         pytest.skip(reason)
     side = Side(program.key, 1)

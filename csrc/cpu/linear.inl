@@ -5,6 +5,8 @@
 
 // Few images would wait for their own sums: so many vectors of them, for different inputs, hide it.
 constexpr int kLinearSums = VL == 16 ? 16 : 8;
+// Long runs of weights for one image are asked for so many floats ahead.
+constexpr int kLinearAhead = 512, kLinearLong = 1024;
 
 // What a tile of sums becomes in memory.
 template <class T>
@@ -56,9 +58,17 @@ void linear_tile(const LinearArgs& a, int64_t image, int64_t block) {
         acc[u][p][j] = linear_product(acc[u][p][j], x + p * kLinearRow + k * PAIR,
                                       w + j / VPB * a.block + k * kBlock + j % VPB * VL);
   };
+  const bool ahead = words >= kLinearLong;
   int k = 0;
   for (; k + U <= words; k += U, x += U * PAIR, w += U * kBlock) {
     __asm__("" : "+r"(x));
+    if (P == 1 && ahead) {
+#pragma GCC unroll 8
+      for (int u = 0; u < U; ++u)
+#pragma GCC unroll 2
+        for (int b = 0; b < NB; ++b)
+          __builtin_prefetch(w + b * a.block + u * kBlock + kLinearAhead);
+    }
 #pragma GCC unroll 8
     for (int u = 0; u < U; ++u) step(u, u);
   }
@@ -119,11 +129,15 @@ void linear(const LinearArgs& a) {
   }
 }
 
-// Inputs of one image into a row of factors, with zeros behind them.
+// Inputs of one image into a row of factors, with zeros behind them. The next ones are asked for:
+// those of several images lie far apart.
 template <class T, class X>
 inline void linear_row(const T* from, int count, X* to) {
   int i = 0;
-  for (; i + VL <= count; i += VL) store_factor(to + i, load_as(from + i));
+  for (; i + VL <= count; i += VL) {
+    __builtin_prefetch(from + i + count);
+    store_factor(to + i, load_as(from + i));
+  }
   if (i < count) store_factor(to + i, load_part(from + i, count - i));
 }
 
