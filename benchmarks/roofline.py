@@ -4,10 +4,10 @@
 
 For each step of the engine: its median time; multiply-adds a second of the convolution as it was
 given; the multiply-adds that are really done (Winograd tiles need fewer) as a share of the
-machine's peak; the bytes of its inputs and outputs, each once, as a share of the bandwidth of a
-copy. *bound* is the larger of the two: what the step would take if nothing but the slower of both
-counted, as a share of its time. The peaks are measured in the same run, with as many threads.
-Times are of steps timed one by one, so their sum is a little more than a run takes.
+machine's peak for such factors; the bytes of its inputs and outputs, each once, as a share of the
+bandwidth of a copy. *bound* is the larger of the two: what the step would take if nothing but the
+slower of both counted, as a share of its time. The peaks are measured in the same run, with as many
+threads. Times are of steps timed one by one, so their sum is a little more than a run takes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from benchmarks.networks import ARCHITECTURES, network
 from benchmarks.report import ROOT, table
 from benchmarks.run import save
 from fastgen import _C
-from fastgen.backends.cpu import Runner, precision_why_not
+from fastgen.backends.cpu import PRECISIONS, Runner, precision_note, precision_why_not
 from fastgen.cli._app import one_line
 from fastgen.cli._machine import usable_cores
 from fastgen.errors import FastgenError
@@ -40,17 +40,19 @@ __all__ = ["layers", "lines", "write"]
 PAGE = ROOT / "docs" / "performance.md"
 MARKS = "<!-- roofline:begin -->", "<!-- roofline:end -->"
 _COPY_BYTES = 256 << 20
+_SUMS = ("ms", "macs", "products", "bytes", "least")
 
 
 def peaks(threads: int, isa: str, seconds: float = 0.3, rounds: int = 3) -> dict[str, float]:
-    """``gmac_s`` of float32, ``gmac_s_bf16`` where it has its own products, and ``copy_gb_s``."""
-    plain = isa.removesuffix("_bf16")
+    """Multiply-adds (GMAC/s) of fp32, bf16 and int8 factors, and ``copy_gb_s``."""
+    plain = isa.removesuffix("_bf16").removesuffix("_vnni")
 
     def best(name: str) -> float:
         return max(_C.peak_flops(name, seconds, threads) for _ in range(rounds)) / 2e9
 
     found = {"fp32": best(plain)}
-    found["bf16"] = best(isa) if isa != plain else found["fp32"]
+    found["bf16"] = best(isa) if isa.endswith("_bf16") else found["fp32"]
+    found["int8"] = best("avx512_vnni") if isa != plain else found["fp32"]
     found["copy_gb_s"] = (
         max(_C.copy_bandwidth(_COPY_BYTES, seconds, threads) for _ in range(rounds)) / 1e9
     )
@@ -67,7 +69,8 @@ def layers(runner: Runner, size: tuple[int, int], seconds: float) -> list[dict[s
 
     Returns:
         For each step ``step``, ``ms`` (median), ``macs`` (multiply-adds as given), ``products``
-        (those that are done) and ``bytes`` (inputs, outputs and weights are not counted twice).
+        (those that are done), ``factors`` (of these products: fp32, bf16 or int8) and ``bytes``
+        (inputs, outputs and weights are not counted twice).
     """
     width, height = size
     image = np.random.default_rng(0).uniform(0, 255, (1, 3, height, width)).astype(np.float32)
@@ -81,12 +84,14 @@ def layers(runner: Runner, size: tuple[int, int], seconds: float) -> list[dict[s
     runner.set_profile(False)
     values, costs = runner.plan_facts({runner.graph.inputs[0].name: image.shape})
     rows = []
-    for step, ms, (macs, products) in zip(
-        runner.steps, map(median, zip(*times, strict=True)), costs, strict=True
+    steps = zip(runner.steps, runner.products, strict=True)
+    for (step, factors), ms, (macs, products) in zip(
+        steps, map(median, zip(*times, strict=True)), costs, strict=True
     ):
         moved = sum(values[index] for index in {*step.reads(), *step.writes()})
         rows.append(
-            {"step": step.label, "ms": ms, "macs": macs, "products": products, "bytes": moved}
+            {"step": step.label, "ms": ms, "macs": macs, "products": products}
+            | {"factors": factors, "bytes": moved}
         )
     return rows
 
@@ -99,7 +104,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     tables = []
     peak: dict[str, float] = {}
     for precision in args.precisions:
-        runner = Runner(ckpt.graph, ckpt.weights, args.threads, precision=precision)
+        runner = Runner(
+            ckpt.graph, ckpt.weights, args.threads, precision=precision, ranges=ckpt.ranges
+        )
         peak = peak or peaks(args.threads, runner.isa)
         for size in args.sizes:
             rows = layers(runner, size, args.seconds)
@@ -126,34 +133,40 @@ def _merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     merged = []
     for name, members in groups.items():
         label = name if len(members) == 1 else f"{name} ({len(members)})"
-        total = {k: sum(m[k] for m in members) for k in ("ms", "macs", "products", "bytes")}
-        merged.append({"step": label, **total})
+        total = {k: sum(m[k] for m in members) for k in _SUMS}
+        factors = "/".join(sorted({m["factors"] for m in members}))
+        merged.append({"step": label, "factors": factors, **total})
     return merged
 
 
 def lines(result: dict[str, Any]) -> list[str]:
     """The page's text."""
     peak = result["peak"]
+    rates = ", ".join(f"{k} {peak[k]:.0f}" for k in ("fp32", "bf16", "int8") if k in peak)
     text = [
         f"Network {result['network']}, {result['threads']} threads, "
-        f"{result['machine_info']['cpu']}. Peaks in the same run: fp32 {peak['fp32']:.0f}, bf16 "
-        f"{peak['bf16']:.0f} GMAC/s, copy {peak['copy_gb_s']:.0f} GB/s.",
+        f"{result['machine_info']['cpu']}. Peaks in the same run: {rates} GMAC/s, copy "
+        f"{peak['copy_gb_s']:.0f} GB/s.",
         "",
     ]
-    header = ["step", "ms", "share of time", "GMAC/s as given", "done / given"]
+    header = ["step", "factors", "ms", "share of time", "GMAC/s as given", "done / given"]
     header += ["share of peak", "MB", "share of copy", "bound"]
     for part in result["tables"]:
-        rows = _merged(part["layers"])
+        layers = [{"factors": part["precision"]} | row for row in part["layers"]]
+        for row in layers:  # ms that the products alone take
+            row["least"] = row["products"] / 1e6 / peak[row["factors"]]
+        rows = _merged(layers)
         whole = sum(row["ms"] for row in rows)
-        rows.append({"step": "sum"} | {k: sum(r[k] for r in rows) for k in rows[0] if k != "step"})
+        rows.append({"step": "sum", "factors": ""} | {k: sum(r[k] for r in rows) for k in _SUMS})
         cells = []
         for row in rows:
-            rate = row["products"] / row["ms"] / 1e6 / peak[part["precision"]]
+            rate = row["least"] / row["ms"]
             moved = row["bytes"] / row["ms"] / 1e6 / peak["copy_gb_s"]
             given = row["macs"]
             cells.append(
                 [
                     row["step"],
+                    row["factors"],
                     f"{row['ms']:.2f}",
                     f"{row['ms'] / whole:.0%}",
                     f"{given / row['ms'] / 1e6:.0f}" if given else "",
@@ -197,13 +210,13 @@ def main() -> int:
     )
     parser.add_argument("--network", choices=ARCHITECTURES, default="full")
     parser.add_argument("--sizes", type=_size, nargs="+", default=[(256, 256), (1280, 720)])
-    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"))
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS)
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--seconds", type=float, default=3.0, help="a table (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results and the page")
     args = parser.parse_args()
-    able = [p for p in ("fp32", "bf16") if precision_why_not(p) is None]
+    able = [p for p in PRECISIONS if precision_why_not(p) is None and precision_note(p) is None]
     args.precisions = args.precisions or able
     try:
         result = measure(args)

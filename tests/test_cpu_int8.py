@@ -103,10 +103,21 @@ def _expected(case: tuple, x: np.ndarray, weights: dict[str, np.ndarray]) -> np.
     return F.conv2d(pad(tensor, padding, mode), rounded, bias, stride).numpy()
 
 
+@pytest.fixture
+def all_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes even where other factors are faster, and maps of float32."""
+    from fastgen.backends import cpu
+
+    monkeypatch.setattr(cpu, "_has_halves", lambda isa: False)
+    monkeypatch.setattr(cpu, "products", lambda steps, kind, _: [kind] * len(steps.steps))
+
+
+@pytest.mark.usefixtures("all_bytes")
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_kernels_against_integers(isa: str, case: tuple) -> None:
+def test_kernels_against_integers(isa: str, case: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     need_isa(isa)
+    from fastgen.backends import cpu
     from fastgen.backends.cpu import Runner
 
     graph, x = _graph(case), _integers(case)
@@ -121,6 +132,10 @@ def test_kernels_against_integers(isa: str, case: tuple) -> None:
         np.testing.assert_allclose(
             runner.run(x), expected, rtol=0, atol=2e-6 * np.abs(expected).max()
         )
+    monkeypatch.setattr(cpu, "_has_halves", lambda isa: True)  # the result passes through bfloat16
+    halves = Runner(graph, weights, 2, isa, "int8", {"x": (LOW, HIGH)}).run(x)
+    np.testing.assert_allclose(halves, expected, 2**-8, 2e-6 * np.abs(expected).max())
+    assert (halves != runner.run(x)).any() or case[4] <= 4  # few outputs are written at once
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -153,7 +168,7 @@ def test_images_without_a_range(isa: str, value: float) -> None:
     result = runner.run(np.full((1, 6, 9, 11), value, np.float32))
     if value in (0.0, 1e-40):
         wanted = np.broadcast_to(weights["c.bias"][:, None, None], result.shape[1:])
-        np.testing.assert_allclose(result[0], wanted, atol=1e-6)
+        np.testing.assert_allclose(result[0], wanted, 2**-8, 1e-6)  # it may pass through bfloat16
     # Whatever came before leaves no trace.
     x = np.random.default_rng(0).normal(size=(1, 6, 9, 11)).astype(np.float32)
     fresh = Runner(graph, weights, 1, isa, "int8").run(x)
@@ -191,6 +206,7 @@ def _behind_a_norm(case: tuple) -> tuple[Graph, dict[str, np.ndarray], np.ndarra
     return graph, weights, x.astype(np.float32)
 
 
+@pytest.mark.usefixtures("all_bytes")
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("case", WINOGRAD, ids=str)
 def test_winograd_error(isa: str, case: tuple) -> None:
@@ -212,12 +228,16 @@ def test_winograd_error(isa: str, case: tuple) -> None:
     assert np.quantile(difference, 0.95) <= 2e-6 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("bytes_only", [True, False])
 @pytest.mark.parametrize("isa", ISAS)
-def test_random_graphs(isa: str) -> None:
+def test_random_graphs(isa: str, bytes_only: bool, request: pytest.FixtureRequest) -> None:
     need_isa(isa)
     from fastgen.backends.cpu import Runner
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    if bytes_only:
+        request.getfixturevalue("all_bytes")
+
+    @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(graphs(), st.integers(1, 2), st.integers(6, 17), st.integers(6, 17))
     def check(graph: Graph, n: int, height: int, width: int) -> None:
         shape = (n, graph.inputs[0].shape[1], height, width)
@@ -239,11 +259,13 @@ def test_random_graphs(isa: str) -> None:
     check()
 
 
-def test_instruction_sets_agree() -> None:
+@pytest.mark.parametrize("halves", [True, False])
+def test_instruction_sets_agree(halves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums of bytes are exact, so only the rounding of what is between them can differ."""
     from fastgen.backends import cpu
 
-    graph = models.create("compact_net", width=8, blocks=1)
+    monkeypatch.setattr(cpu, "_has_halves", lambda isa: halves)
+    graph = models.create("compact_net", width=16, blocks=1)
     weights = random_weights(graph)
     x = np.random.default_rng(0).uniform(0, 255, (1, 3, 40, 52)).astype(np.float32)
     exact = cpu.Runner(graph, weights, 1).run(x)
@@ -277,6 +299,7 @@ def test_a_graph_without_convolutions_and_other_layers() -> None:
     np.testing.assert_array_equal(cpu.compile(graph, weights, "int8").run(x), exact)
 
 
+@pytest.mark.usefixtures("all_bytes")
 def test_sums_that_int32_does_not_hold_stay_float32() -> None:
     from fastgen.backends import cpu
 
@@ -290,6 +313,34 @@ def test_sums_that_int32_does_not_hold_stay_float32() -> None:
         exact = x.astype(np.float64).sum()
         assert abs(got[0, 0, 1, 1] - exact) < 3e-3 * exact
         assert np.array_equal(got, cpu.compile(graph, weights, "fp32").run(x)) == same
+
+
+def test_residual_blocks_take_other_factors(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastgen.backends import cpu
+
+    graph = models.create("transformer_net", width=16, norm="instance")
+    weights = random_weights(graph)
+
+    def kinds(halves: bool) -> dict[str, str]:
+        monkeypatch.setattr(cpu, "_has_halves", lambda isa: halves)
+        runner = cpu.Runner(graph, weights, 1, precision="int8", ranges={"image": (0, 255)})
+        return dict(zip((step.label for step in runner.steps), runner.products, strict=True))
+
+    # With bytes, what reads a norm and a ReLU has Winograd tiles, too; a sum of blocks has none.
+    for name, factors in kinds(True).items():
+        assert factors == ("bf16" if name.startswith("res") else "int8"), name
+    for name, factors in kinds(False).items():
+        assert factors == ("fp32" if name.endswith("conv1") else "int8"), name
+    # Without a norm before it a convolution has no Winograd tiles of bytes.
+    attrs = {"out_channels": 32, "kernel": 3, "padding": 1}
+    graph = image_graph(32, Node("conv2", "conv", ("x",), attrs))
+    weights = random_weights(graph)
+    assert kinds(False)["conv2"] == "fp32"
+    for change in ({"kernel": 5}, {"stride": 2}, {"out_channels": 4}, {"groups": 4}):
+        graph = image_graph(32, Node("conv2", "conv", ("x",), attrs | change))
+        weights = random_weights(graph)
+        assert kinds(True)["conv2"] == kinds(False)["conv2"] == "int8"
+    assert set(cpu.Runner(graph, weights, 1).products) == {"fp32"}
 
 
 def test_wrong_ranges() -> None:

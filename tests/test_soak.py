@@ -59,6 +59,15 @@ def test_layers_of_a_network() -> None:
     assert any(line.startswith("| res*_conv1 (2) |") for line in text)
     assert any(line.startswith("| sum |") for line in text)
     assert total > 0
+    del first["factors"]  # as in results from before int8
+    assert "\n".join(roofline.lines(result)).splitlines() == text
+    mixed = [row | {"factors": "bf16" if "conv" in row["step"] else "fp32"} for row in rows]
+    result["tables"] = [{"precision": "int8", "size": "64x48", "layers": mixed}]
+    lines = "\n".join(roofline.lines(result)).splitlines()
+    share = sum(r["products"] / (2e8 if "conv" in r["step"] else 1e8) for r in rows)
+    share /= sum(r["ms"] for r in rows)
+    assert f"| {share:.0%} |" in next(line for line in lines if line.startswith("| sum |"))
+    assert next(line for line in lines if line.startswith("| res*_conv1")).split(" | ")[1] == "bf16"
 
 
 def test_threads_of_a_network(

@@ -186,14 +186,18 @@ void Conv::direct_plan(const ConvShape& s, int threads, StepPlan* out) const {
   // One thread needs no split; statistics are summed by tiles, the same ones for all.
   const bool alone = threads == 1 && spec_.norm.slot < 0;
   const int64_t items = alone || shares_tiles(s, *out) ? 1024 : s.images;
-  geometry(spec_.inputs, format(), span_y_, span_x_, spec_.stride, items, most, threads, out);
+  // Where ranges are measured, the panel holds floats first.
+  const int64_t bytes = int8_ && spec_.quant.empty() ? 4 : factor_bytes();
+  const int inputs =
+      int8_ && spec_.small ? static_cast<int>(ceil_div(spec_.inputs, 4) * 4) : spec_.inputs;
+  geometry(inputs, format(), span_y_, span_x_, spec_.stride, items, most, threads, bytes, out);
   out->part_rows = out->tile_rows;
   const int64_t tile_rows = (out->tile_rows - 1) * spec_.stride + span_y_;
   const int64_t tile_columns = (out->tile_columns - 1) * spec_.stride + span_x_;
-  const int64_t per_pixel = format() == kPanel16 ? blocks_of(spec_.inputs) * kBlock : spec_.inputs;
+  const int64_t per_pixel = format() == kPanel16 ? blocks_of(inputs) * kBlock : inputs;
   // The kernel for few outputs reads whole vectors: one block of slack per row.
-  out->panel_floats =
-      align16(tile_rows * (ceil_div(tile_columns, kBlock) + 1) * kBlock * per_pixel + kSlack);
+  const int64_t elements = tile_rows * (ceil_div(tile_columns, kBlock) + 1) * kBlock * per_pixel;
+  out->panel_floats = align16(ceil_div(elements * bytes, 4) + kSlack);
   if (spec_.small)  // its rows, before they are written in another order
     out->panel_floats += align16(4 * (out->tile_columns + 256));
   out->panel_floats += int8_line(*out);

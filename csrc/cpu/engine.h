@@ -243,8 +243,8 @@ void put_norm(const NormSpec& norm, int64_t channel, double mean, double varianc
               float* shift);
 void check_norm(const std::vector<Slot>& slots, const NormSpec& norm, int64_t channels,
                 const std::string& label);
-// Tiles of a convolution whose domain is set.
+// Tiles of a convolution whose domain is set, with panels of elements of `bytes`.
 void geometry(int channels, int format, int64_t span_y, int64_t span_x, int stride, int64_t items,
-              int most_pixels, int threads, StepPlan* out);
+              int most_pixels, int threads, int64_t bytes, StepPlan* out);
 
 }  // namespace fastgen

@@ -23,7 +23,7 @@ namespace {
 #include "gram_matrix.inl"
 #include "linear.inl"
 #include "micro_bf16.inl"
-#include "pack.inl"
+#include "pack_int8.inl"
 #include "small.inl"
 #include "winograd.inl"
 
@@ -50,6 +50,7 @@ const Kernels* kernels_avx512_bf16() {
     k.name = "avx512_bf16";
     k.micro_bf16 = micro_bf16;
     k.pack = pack;
+    k.pack_int8 = pack_int8;
     k.peak = peak;
     k.finish = finish;
     k.rows = rows;

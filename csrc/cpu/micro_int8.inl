@@ -2,6 +2,7 @@
 // exactly in int32: every instruction set finds the same sums. Every 32 bits hold four neighbouring
 // input channels. Included inside an instruction set's anonymous namespace.
 #include "half.inl"
+#include "pixels.inl"
 
 typedef int32_t viu8 __attribute__((vector_size(VL * 4), aligned(1), may_alias));
 
@@ -74,7 +75,7 @@ void micro_int8_tile(const MicroArgs& a) {
   for (int p = 0; p < P; ++p)
 #pragma GCC unroll 8
     for (int j = 0; j < J; ++j) acc[p][j] = vi{};
-  const int64_t ps = PS ? PS : a.pixel;
+  const Pixels<uint8_t> pixels(a.pixel);
   const int32_t* w = static_cast<const int32_t*>(a.weights);
   for (int b = 0; b < a.blocks; ++b) {
     const int count = b + 1 == a.blocks ? a.last : a.channels;
@@ -83,12 +84,15 @@ void micro_int8_tile(const MicroArgs& a) {
           static_cast<const uint8_t*>(a.panel) + b * a.panel_block + ky * a.panel_row;
       for (int kx = 0; kx < a.kw; ++kx, row += a.channels) {
         for (int i = 0; i < count; i += 4, w += NB * kBlock) {
+          // Opaque: the compiler would keep what the next step reads again, more than it has room.
+          __asm__("" : "+r"(i));
           ByteWeights weight[J];
 #pragma GCC unroll 8
           for (int j = 0; j < J; ++j) weight[j] = byte_weights(load_quads(w + j * VL));
 #pragma GCC unroll 32
           for (int p = 0; p < P; ++p) {
-            const Activations value = activations(splat_quad(row + i + p * ps));
+            const Activations value =
+                activations(splat_quad(PS ? row + i + p * PS : pixels.at(row + i, p)));
 #pragma GCC unroll 8
             for (int j = 0; j < J; ++j) acc[p][j] = dot4(acc[p][j], value, weight[j]);
           }

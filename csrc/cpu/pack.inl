@@ -52,16 +52,29 @@ inline bool zero_row(const PackArgs& a, int y) {
   return a.src_y[y] < 0 || (a.combine && a.res_y[y] < 0);
 }
 
+// Where the row of a window is that will be packed kAhead rows after row y of block b; null behind
+// the last. The runs of a window are too short for the processor to see them coming.
+template <class T>
+inline const T* row_ahead(const PackArgs& a, const View& v, const int32_t* rows, int b, int y) {
+  constexpr int kAhead = 4;
+  y += kAhead;
+  while (y >= a.rows) y -= a.rows, ++b;
+  if (b * kBlock >= a.channels || rows[y] < 0) return nullptr;
+  return static_cast<const T*>(v.data) + b * v.block + rows[y] * v.row;
+}
+
 // One row of a channel block into a kPanel16 row; both operands blocked.
 template <int MODE, class T, class D, bool WHOLE>
 void pack_lanes(const PackArgs& a, const T* src, const T* res, const int32_t* rx, int c0, int n,
-                D* dst) {
+                const T* ahead, const T* res_ahead, D* dst) {
   vf scale{}, shift{};
   if (a.scale) scale = load(a.scale + c0), shift = load(a.shift + c0);
   for (int x = 0; x < a.cols; ++x) {
     const int sx = a.src_x[x];
     vf v{}, r{};
     if (sx >= 0) {
+      if (ahead) __builtin_prefetch(ahead + sx * a.src.pixel);
+      if (res_ahead) __builtin_prefetch(res_ahead + rx[x] * a.res.pixel);
       if (res) r = load_some<WHOLE>(res + rx[x] * a.res.pixel, n);
       v = transform<MODE>(a, load_some<WHOLE>(src + sx * a.src.pixel, n), scale, shift, r);
     }
@@ -74,13 +87,16 @@ void pack_row16(const PackArgs& a, int b, int y, D* dst) {
   const T* src = static_cast<const T*>(a.src.data) + b * a.src.block + a.src_y[y] * a.src.row;
   const T* res = nullptr;
   if (a.combine) res = static_cast<const T*>(a.res.data) + b * a.res.block + a.res_y[y] * a.res.row;
+  const T* ahead = row_ahead<T>(a, a.src, a.src_y, b, y);
+  const T* res_ahead = a.combine ? row_ahead<T>(a, a.res, a.res_y, b, y) : nullptr;
   for (int j = 0; j < kBlock; j += VL) {
     const int c0 = b * kBlock + j, left = a.channels - c0;
     const T* other = res ? res + j : nullptr;
     if (!a.exact || left >= VL) {
-      pack_lanes<MODE, T, D, true>(a, src + j, other, a.res_x, c0, VL, dst + j);
+      pack_lanes<MODE, T, D, true>(a, src + j, other, a.res_x, c0, VL, ahead, res_ahead, dst + j);
     } else if (left > 0) {
-      pack_lanes<MODE, T, D, false>(a, src + j, other, a.res_x, c0, left, dst + j);
+      pack_lanes<MODE, T, D, false>(a, src + j, other, a.res_x, c0, left, ahead, res_ahead,
+                                    dst + j);
     } else {
       for (int x = 0; x < a.cols; ++x) store_factor(dst + x * kBlock + j, vf{});
     }

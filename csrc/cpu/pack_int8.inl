@@ -34,11 +34,8 @@ inline void quantise_row(const PackArgs& a, int c0, int y, uint8_t* dst, int64_t
     for (int j = 0; j < VPB; ++j)
       store_bytes(dst + x * pixel + j * VL, load(line + x * kBlock + j * VL) * quant[j] + zero[j]);
   if (!a.store || y < a.store_y0 || y >= a.store_y1) return;
-  float* out =
-      static_cast<float*>(a.store) + c0 / kBlock * a.store_block + a.store_y[y] * a.store_row;
-  for (int x = a.store_x0; x < a.store_x1; ++x)
-    for (int j = 0; j < kBlock; j += VL)
-      store(out + a.src_x[x] * kBlock + j, load(line + x * kBlock + j));
+  a.store_bf16 ? store_row<bf16>(a, c0 / kBlock, y, line)
+               : store_row<float>(a, c0 / kBlock, y, line);
 }
 
 template <int MODE, class T>
@@ -76,15 +73,25 @@ void pack_int8_blocks(const PackArgs& a) {
     }
 }
 
+// Channel after channel, `a.cols` bytes each, into pixels of N.
+template <int N>
+inline void weave_bytes(const uint8_t* planes, int64_t stride, int cols, uint8_t* dst) {
+  for (int x = 0; x < cols; ++x)
+    for (int c = 0; c < N; ++c) dst[x * N + c] = planes[c * stride + x];
+}
+
 // At most 4 planes as they are, VL columns of each at a time.
 template <class T>
 void pack_int8_planes(const PackArgs& a) {
+  const int64_t stride = a.cols + VL;  // bytes of a plane's row, in the line of floats
+  uint8_t* planes = reinterpret_cast<uint8_t*>(a.line);
   for (int y = 0; y < a.rows; ++y) {
-    uint8_t* dst = static_cast<uint8_t*>(a.dst) + y * a.dst_row;
     for (int c = 0; c < a.channels; ++c) {
       const vf quant = splat(a.quant[c]), zero = splat(a.zero[c] - 128.0f);
       const T* src = static_cast<const T*>(a.src.data) + c * a.src.block + a.src_y[y] * a.src.row;
-      for (int x = 0; x < a.cols; x += VL) {
+      for (int x0 = 0; x0 < a.cols; x0 += VL) {
+        // The last vector begins earlier, so that it is whole.
+        const int x = x0 + VL <= a.cols || a.cols < VL ? x0 : a.cols - VL;
         const int n = a.cols - x < VL ? a.cols - x : VL;
         const int32_t* xs = a.src_x + x;
         vf v{};
@@ -92,13 +99,27 @@ void pack_int8_planes(const PackArgs& a) {
         } else if (n == VL && a.src.pixel == 1 && xs[0] >= 0 && xs[VL - 1] - xs[0] == VL - 1) {
           v = load_as(src + xs[0]);  // as in fetch_tile: a run
         } else {
+          float values[VL] = {};
           for (int i = 0; i < n; ++i)
-            if (xs[i] >= 0) v[i] = load_one(src + xs[i] * a.src.pixel);
+            if (xs[i] >= 0) values[i] = load_one(src + xs[i] * a.src.pixel);
+          v = load(values);
         }
-        uint8_t bytes[VL];
-        store_bytes(bytes, v * quant + zero);
-        for (int i = 0; i < n; ++i) dst[(x + i) * a.channels + c] = bytes[i];
+        store_bytes(planes + c * stride + x, v * quant + zero);
       }
+    }
+    uint8_t* dst = static_cast<uint8_t*>(a.dst) + y * a.dst_row;
+    switch (a.channels) {
+      case 1:
+        weave_bytes<1>(planes, stride, a.cols, dst);
+        break;
+      case 2:
+        weave_bytes<2>(planes, stride, a.cols, dst);
+        break;
+      case 3:
+        weave_bytes<3>(planes, stride, a.cols, dst);
+        break;
+      default:
+        weave_bytes<4>(planes, stride, a.cols, dst);
     }
   }
 }
@@ -145,4 +166,6 @@ void pack_int8_as(const PackArgs& a) {
   }
 }
 
-void pack_int8(const PackArgs& a) { pack_int8_as<float>(a); }
+void pack_int8(const PackArgs& a) {
+  a.dtype == kBFloat16 ? pack_int8_as<bf16>(a) : pack_int8_as<float>(a);
+}

@@ -258,36 +258,45 @@ void put_norm(const NormSpec& norm, int64_t channel, double mean, double varianc
 }
 
 void geometry(int channels, int format, int64_t span_y, int64_t span_x, int stride, int64_t items,
-              int most_pixels, int threads, StepPlan* out) {
+              int most_pixels, int threads, int64_t bytes, StepPlan* out) {
   // The panel shares a 1 MiB (or larger) second-level cache with the weights; the kernel for few
   // outputs has next to none, and gains from tall tiles because its windows overlap most.
   const bool planar = format == kPanelPlanar;
-  const int64_t most_floats = (planar ? 576 : 320) * 1024 / 4;
-  const int64_t per_pixel = format == kPanel16 ? blocks_of(channels) * kBlock : channels;
+  const int64_t most_bytes = (planar ? 576 : 320) * 1024;
+  const int64_t per_pixel = bytes * (format == kPanel16 ? blocks_of(channels) * kBlock : channels);
   const int64_t height = out->domain_rows, width = out->domain_columns;
   const auto panel = [&](int64_t rows, int64_t columns) {
     return ((rows - 1) * stride + span_y) * ((columns - 1) * stride + span_x) * per_pixel;
   };
-  // Columns: the fewest strips in which a useful number of rows fits.
-  const int64_t wanted_rows = std::min(height, std::max<int64_t>(4, span_y - 1));
-  int64_t strips = 1;
-  while (panel(wanted_rows, ceil_div(width, strips)) > most_floats &&
-         ceil_div(width, strips) > 2 * most_pixels)
-    ++strips;
-  int64_t columns = ceil_div(width, strips);
-  if (strips > 1) columns = std::min(width, ceil_div(columns, most_pixels) * most_pixels);
-  out->tile_columns = columns;
-  out->tiles_x = ceil_div(width, columns);
-  int64_t rows = 1;
-  while (rows < height && rows < 64 && panel(rows + 1, columns) <= most_floats) ++rows;
   // Enough tiles for an even split. The number does not depend on the threads up to 8 of them, so
   // that statistics, which are summed tile by tile, are the same for any such number.
   const int64_t wanted = planar ? 8 * threads : std::max<int64_t>(32, 4 * threads);
   const int64_t least = std::max<int64_t>(2, span_y - 1);
-  while (rows > least && items * out->tiles_x * ceil_div(height, rows) < wanted) --rows;
-  rows = ceil_div(height, ceil_div(height, rows));
-  out->tile_rows = rows;
-  out->tiles_y = ceil_div(height, rows);
+  // As many strips as make the windows overlap least; a few per cent are not worth a strip.
+  double best = 0;
+  bool fits = false;
+  for (int64_t strips = 1;; ++strips) {
+    int64_t columns = ceil_div(width, strips);
+    if (strips > 1) columns = std::min(width, ceil_div(columns, most_pixels) * most_pixels);
+    const int64_t across = ceil_div(width, columns);
+    int64_t rows = 1;
+    while (rows < height && rows < 64 && panel(rows + 1, columns) <= most_bytes) ++rows;
+    while (rows > least && items * across * ceil_div(height, rows) < wanted) --rows;
+    rows = ceil_div(height, ceil_div(height, rows));
+    const double loaded =
+        static_cast<double>(panel(rows, columns)) / static_cast<double>(rows * columns);
+    if (!fits || loaded < best * 0.97) {
+      best = loaded;
+      fits = panel(rows, columns) <= most_bytes;
+      out->tile_columns = columns;
+      out->tiles_x = across;
+      out->tile_rows = rows;
+      out->tiles_y = ceil_div(height, rows);
+    }
+    // Of few channels a window is packed in no time, but in rows, the longer the better.
+    if (format == kPanel4 && fits) break;
+    if (columns <= 2 * most_pixels || (fits && loaded > best * 1.05)) break;
+  }
 }
 
 }  // namespace fastgen

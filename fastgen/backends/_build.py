@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,15 +28,21 @@ def set_ranges(lowered: _steps.Lowered, spans: Mapping[str, _quantize.Span]) -> 
                 step.spread = np.clip(span.spread * step.quant, 0, 255)
 
 
-def build(engine: Any, lowered: _steps.Lowered, precision: str = "fp32") -> None:
-    """Gives the steps to the engine, which packs the weights."""
+def build(engine: Any, lowered: _steps.Lowered, products: Sequence[str] | None = None) -> None:
+    """Gives the steps to the engine, which packs the weights.
+
+    Args:
+        engine: of the extension module.
+        lowered: the steps.
+        products: of each step, see :func:`_products.products`; None: fp32.
+    """
     for _ in lowered.values:
         engine.add_value()
     for slot in lowered.slots:
         engine.add_slot(slot.channels, slot.scale, slot.shift)
-    for step in lowered.steps:
+    for step, factors in zip(lowered.steps, products or ["fp32"] * len(lowered.steps), strict=True):
         if isinstance(step, _steps.ConvStep):
-            engine.add_conv(step, bf16=precision == "bf16", int8=precision == "int8")
+            engine.add_conv(step, bf16=factors == "bf16", int8=factors == "int8")
         elif isinstance(step, _steps.CopyStep):
             engine.add_copy(step.label, step.source, step.out)
         elif isinstance(step, _steps.StatsStep):

@@ -21,6 +21,7 @@ from fastgen.backends._build import for_batch, set_ranges
 from fastgen.backends._lower import lower
 from fastgen.backends._memory import plan_values, segment_steps
 from fastgen.backends._norm_stats import NormStats
+from fastgen.backends._products import products
 from fastgen.backends._storage import half_values
 from fastgen.errors import BackendUnavailable
 from fastgen.graph import Graph
@@ -105,6 +106,10 @@ def _check_precision(precision: str) -> None:
         )
 
 
+def _has_halves(isa: str) -> bool:
+    return isa == _BF16_ISA  # which converts to and from bfloat16 in no time
+
+
 def _lacks(precision: str, isa: str) -> str | None:
     """Why a precision cannot run with an instruction set; None when it can."""
     if precision != "bf16" or isa == _BF16_ISA:
@@ -127,7 +132,7 @@ class Runner:
         precision: ``"fp32"``; ``"bf16"`` rounds the factors of the products to bfloat16 and sums
             in float32, and keeps what convolutions hand to each other as bfloat16. Only
             AVX512_BF16 gains from it.
-            ``"int8"`` takes bytes for the factors of convolutions, and sums in int32.
+            ``"int8"`` takes bytes, summed in int32, where they are faster (see ``_products``).
         ranges: for int8: (low, high) of graph inputs by their names and of convolutions' inputs by
             the convolutions' names.
 
@@ -156,8 +161,11 @@ class Runner:
         self._segments = segment_steps(self._lowered)
         if precision == "int8":
             set_ranges(self._lowered, _quantize.spans(graph, weights, ranges))
-        _build(self._engine, self._lowered, precision)
-        self._half = half_values(self._lowered) if precision == "bf16" else frozenset()
+        halves = precision != "fp32" and _has_halves(self.isa)
+        self._products = products(self._lowered, precision, halves)
+        _build(self._engine, self._lowered, self._products)
+        halves = halves or precision == "bf16"
+        self._half = half_values(self._lowered) if halves else frozenset()
         for step in self._lowered.steps:  # the engine holds its own packed weights
             if isinstance(step, _steps.ConvStep):
                 step.phases = []
@@ -190,6 +198,11 @@ class Runner:
     def steps(self) -> list[_steps.Step]:
         """The steps of a run, in the order of ``profile``."""
         return list(self._lowered.steps)
+
+    @property
+    def products(self) -> list[str]:
+        """The factors of each step's products: fp32, bf16 or int8."""
+        return self._products
 
     def plan_facts(
         self, inputs: dict[str, tuple[int, ...]]
