@@ -76,7 +76,7 @@ struct ConvSpec {
   float slope = 0;
   NormSpec norm;
   bool small = false;  // at most 4 outputs, planar
-  bool flat = false;   // images are pixels of one row (linear)
+  bool flat = false;   // a linear layer
   // Value added to the output before the activation, or -1. Where it is smaller than the output its
   // middle row and column are repeated: it holds what a convolution makes of a constant map.
   int residual = -1;

@@ -34,6 +34,9 @@ CONVS = [
     (12, {"out_channels": 12, "kernel": 3, "padding": 1, "groups": 12}),
     (20, {"out_channels": 20, "kernel": 5, "padding": 2, "stride": 2, "groups": 20}),
     (12, {"out_channels": 18, "kernel": 3, "padding": 1, "groups": 3, "padding_mode": "reflect"}),
+    (34, {"out_channels": 70, "kernel": 3, "padding": 1, "stride": 2, "groups": 2}),
+    (48, {"out_channels": 24, "kernel": 1, "groups": 3}),
+    (8, {"out_channels": 40, "kernel": 3, "groups": 8, "bias": False}),
 ]
 TRANSPOSED = [
     {"out_channels": 20, "kernel": 3, "stride": 2, "padding": 1, "output_padding": 1},
@@ -142,7 +145,7 @@ def test_residual_that_is_read_many_times(isa: str) -> None:
 
 @pytest.mark.parametrize("kind", ["max", "avg", "global_avg"])
 def test_pool(isa: str, kind: str) -> None:
-    for kernel, stride, padding in ((2, 2, 0), (3, 2, 1), (3, 1, 0)):
+    for kernel, stride, padding in ((2, 2, 0), (3, 2, 1), (3, 1, 0), (9, 4, 4)):
         attrs = {"kind": kind, "kernel": kernel, "stride": stride, "padding": padding}
         nodes = (_conv(out_channels=18), Node("p", "pool", ("c",), attrs))
         compare(image_graph(6, *nodes), _x(6), isa)

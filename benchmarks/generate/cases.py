@@ -53,7 +53,7 @@ def network(name: str) -> Checkpoint:
         else:
             value = rng.standard_normal(shape) * (2 / np.prod(shape[1:])) ** 0.5
         weights[key] = value.astype(np.float32)
-    return Checkpoint(graph, weights, {"output_range": [0, 1]})
+    return Checkpoint(graph, weights, {"input_range": [0, 1], "output_range": [0, 1]})
 
 
 def inputs(graph: Graph, batch: int) -> dict[str, np.ndarray]:

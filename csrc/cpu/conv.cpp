@@ -58,7 +58,7 @@ void Conv::check() {
       spec_.stride >= 1 && spec_.stride <= 64 && spec_.out_stride >= 1 && spec_.out_stride <= 64,
       l + ": stride is out of range");
   require(!spec_.small || (spec_.outputs <= 4 && spec_.stride == 1 && spec_.out_stride == 1 &&
-                           spec_.norm.slot < 0 && !spec_.flat && spec_.phases.size() == 1),
+                           spec_.norm.slot < 0 && spec_.phases.size() == 1),
           l + ": cannot run on the kernel for few outputs");
   require(spec_.pad_mode >= 0 && spec_.pad_mode <= 2 && spec_.act >= 0 && spec_.act <= 4,
           l + ": unknown mode");
@@ -148,17 +148,11 @@ void Conv::plan(const ConvShape& s, int threads, StepPlan* out) const {
   const int64_t columns = window(out->domain_columns, span_x_, winograd_) * parities;
   out->first_y = low_y_;
   out->first_x = low_x_;
-  if (spec_.flat) {
-    out->maps.src_y.assign(1, 0);
-    out->maps.src_x.resize(s.out.w);
-    for (int64_t i = 0; i < s.out.w; ++i) out->maps.src_x[i] = static_cast<int32_t>(i);
-  } else {
-    fill_maps(s.in, s.residual, spec_.source, low_y_, rows, low_x_, columns, spec_.pad_mode,
-              &out->maps);
-    if (parities == 2)
-      for (auto* map : {&out->maps.src_y, &out->maps.src_x, &out->maps.res_y, &out->maps.res_x})
-        split_parities(map);
-  }
+  fill_maps(s.in, s.residual, spec_.source, low_y_, rows, low_x_, columns, spec_.pad_mode,
+            &out->maps);
+  if (parities == 2)
+    for (auto* map : {&out->maps.src_y, &out->maps.src_x, &out->maps.res_y, &out->maps.res_x})
+      split_parities(map);
   if (spec_.source.store >= 0)
     require(spec_.out_stride == 1 && format() == kPanel16 && span_y_ >= spec_.stride &&
                 span_x_ >= spec_.stride && low_y_ <= 0 && low_x_ <= 0 &&
@@ -340,14 +334,13 @@ RowsArgs Conv::rows_args(const ConvCall& c, int64_t stride, int64_t pixels) cons
 PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool copying) const {
   const StepPlan& p = *c.step;
   const Source& source = spec_.source;
-  const int64_t image = spec_.flat ? 0 : t.image;
   PackArgs a{};
-  a.src = c.in.view(image);
+  a.src = c.in.view(t.image);
   a.dtype = c.in.dtype;
   a.exact = c.exact;
   if (c.scale) {
-    a.scale = c.scale + image * c.slot_image;
-    a.shift = c.shift + image * c.slot_image;
+    a.scale = c.scale + t.image * c.slot_image;
+    a.shift = c.shift + t.image * c.slot_image;
   }
   a.pre = source.pre;
   a.pre_slope = source.pre_slope;
@@ -355,17 +348,13 @@ PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool co
   a.post = source.post;
   a.post_slope = source.post_slope;
   a.channels = spec_.inputs;
-  if (spec_.flat) {  // the image stride becomes the pixel stride
-    a.src.pixel = c.in.image;
-    a.src.row = 0;
-  }
   const int64_t step = winograd_ ? 1 : spec_.stride, y0 = t.row * step, x0 = t.column * step;
   a.rows = static_cast<int>(window(t.rows, span_y_, winograd_rows_));
   a.cols = static_cast<int>(window(t.columns, span_x_, winograd_));
   a.src_y = p.maps.src_y.data() + y0;
   a.src_x = p.maps.src_x.data() + x0;
   if (a.combine) {
-    a.res = c.load_residual.view(image);
+    a.res = c.load_residual.view(t.image);
     a.res_y = p.maps.res_y.data() + y0;
     a.res_x = p.maps.res_x.data() + x0;
   }
@@ -375,7 +364,7 @@ PackArgs Conv::pack_args(const ConvCall& c, const Tile& t, float* panel, bool co
   a.dst_row = int64_t{a.cols} * panel_pixel();
   if (a.format == kPanelPlanar) a.dst_row = (ceil_div(a.cols, kBlock) + 1) * kBlock;
   a.dst_block = a.rows * a.dst_row;
-  if (int8_) int8_pack_args(c, image, &a);
+  if (int8_) int8_pack_args(c, t.image, &a);
   if (in_place(c)) {
     a.dst = const_cast<char*>(static_cast<const char*>(a.src.data) +
                               (y0 * a.src.row + x0 * a.src.pixel) * factor_bytes());

@@ -10,7 +10,7 @@ constexpr int64_t kBatchFloats = 512 * 256;  // of such a tile's panel: half of 
 }  // namespace
 
 bool Conv::shares_tiles(const ConvShape& s, const StepPlan& p) const {
-  return !winograd_ && !rows_ && !int8_ && !spec_.small && !spec_.flat && s.images > 1 &&
+  return !winograd_ && !rows_ && !int8_ && !spec_.small && s.images > 1 &&
          p.domain_rows * p.domain_columns <= kTinyMap;
 }
 

@@ -102,9 +102,9 @@ bool Conv::in_place(const ConvCall& c) const {
   const Source& s = spec_.source;
   return !int8_ && c.in.dtype == (bf16_ ? kBFloat16 : kFloat32) && !winograd_ && !c.in.planar &&
          format() == kPanel16 && phases_.size() == 1 && span_y_ == 1 && span_x_ == 1 &&
-         low_y_ == 0 && low_x_ == 0 && !spec_.flat && s.views.empty() && s.pre == kActNone &&
-         s.post == kActNone && !c.scale && !c.load_residual.data && !c.copy.data &&
-         c.in.rows == kAllRows && (!bf16_ || spec_.inputs % kBlock != 1);
+         low_y_ == 0 && low_x_ == 0 && s.views.empty() && s.pre == kActNone && s.post == kActNone &&
+         !c.scale && !c.load_residual.data && !c.copy.data && c.in.rows == kAllRows &&
+         (!bf16_ || spec_.inputs % kBlock != 1);
 }
 
 }  // namespace fastgen

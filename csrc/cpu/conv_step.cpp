@@ -21,17 +21,13 @@ class ConvStep final : public Step {
     check_norm(slots, spec.norm, result.c, label);
     require(spec.norm.slot < 0 || plan.slot_images[spec.norm.slot] == result.n,
             label + ": statistics do not fit the value");
-    require(!spec.flat || (in.h == 1 && in.w == 1 && result.h == 1 && result.w == 1 && !in.planar &&
-                           source_.slot < 0 && source_.combine == 0 && source_.store < 0 &&
-                           source_.views.empty()),
-            label + ": linear layer on an image");
     if (spec.residual >= 0) {
       require(spec.residual < static_cast<int>(plan.values.size()), label + ": unknown residual");
       const ValueShape& r = plan.values[spec.residual].shape;
       const auto fits = [&](int64_t size, int64_t full) {
         return size == full || (size % 2 == 1 && size < full && spec.out_stride == 1);
       };
-      require(r.n == result.n && r.c == result.c && !r.planar && !spec.flat && !spec.small &&
+      require(r.n == result.n && r.c == result.c && !r.planar && !spec.small &&
                   fits(r.h, result.h) && fits(r.w, result.w),
               label + ": the output's residual has another shape");
     }
@@ -40,8 +36,6 @@ class ConvStep final : public Step {
 
   void flow(const Plan& plan, const StepPlan& step, Flow* out) const override {
     conv_.flow(step, plan.values[conv_.spec().out].shape.h, out);
-    for (Flow::Reading& reading : out->reads)  // the convolution's source has other views only
-      if (conv_.spec().flat) reading = read_all(plan, reading.value);
     const int residual = conv_.spec().residual;
     if (residual < 0) return;
     const ValueShape &r = plan.values[residual].shape,
@@ -69,7 +63,6 @@ class ConvStep final : public Step {
     if (source_.combine != kCombineNone) call.load_residual = tensor(c, source_.residual);
     if (source_.store >= 0 && c.storing) call.copy = tensor(c, source_.store);
     call.out = tensor(c, spec.out);
-    if (spec.flat) call.out.pixel = call.out.image;
     if (spec.residual >= 0) {
       call.residual = tensor(c, spec.residual);
       const ValueShape &r = c.value(spec.residual).shape, &out = c.value(spec.out).shape;
@@ -97,11 +90,9 @@ class ConvStep final : public Step {
   }
 
  private:
-  // A linear layer takes the images as the pixels of one row.
   ConvShape shape(const Plan& plan) const {
     const ValueShape& in = plan.values[source_.value].shape;
     const ValueShape& out = plan.values[conv_.spec().out].shape;
-    if (conv_.spec().flat) return {1, {1, in.n}, {}, {1, in.n}};
     ConvShape s{out.n, {in.h, in.w}, {}, {out.h, out.w}};
     if (source_.combine != kCombineNone) {
       const ValueShape& residual = plan.values[source_.residual].shape;

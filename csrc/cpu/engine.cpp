@@ -59,8 +59,9 @@ int Engine::add_value() { return impl_->values++; }
 void Engine::add_conv(ConvSpec spec) {
   require(spec.out >= 0 && spec.out < impl_->values, spec.label + ": unknown output value");
   if (spec.norm.slot >= 0) impl_->norms.push_back(spec.norm);
-  impl_->steps.push_back(spec.groups > 1 ? make_grouped(std::move(spec))
-                                         : make_conv(std::move(spec), *impl_->isa));
+  impl_->steps.push_back(spec.flat         ? make_linear(std::move(spec))
+                         : spec.groups > 1 ? make_grouped(std::move(spec))
+                                           : make_conv(std::move(spec), *impl_->isa));
 }
 void Engine::add_copy(const std::string& label, const Source& source, int out) {
   impl_->steps.push_back(make_copy(label, source, out));

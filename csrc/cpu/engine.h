@@ -193,6 +193,7 @@ class Step {
 
 std::unique_ptr<Step> make_conv(ConvSpec spec, const Kernels& isa);
 std::unique_ptr<Step> make_grouped(ConvSpec spec);
+std::unique_ptr<Step> make_linear(ConvSpec spec);
 std::unique_ptr<Step> make_copy(const std::string& label, const Source& source, int out);
 std::unique_ptr<Step> make_stats(const std::string& label, int value, NormSpec norm);
 std::unique_ptr<Step> make_given(const std::string& label, int mean, int var, NormSpec norm);

@@ -201,6 +201,51 @@ struct SmallInt8Args {
   float slope;
 };
 
+// A part of a linear layer: some images, blocks of 16 outputs and inputs. Weights are float32,
+// those of bfloat16 in pairs of inputs: [block][input or pair][16 or 16 pairs], an odd last input
+// with 0.
+constexpr int kLinearInputs = 512;              // of a call for several images
+constexpr int kLinearRow = kLinearInputs + 16;  // elements from image to image: other cache sets
+struct LinearArgs {
+  const void* x;  // [image][kLinearRow], float or bfloat16; behind an odd number of these another
+  const void* weights;
+  int64_t block;  // floats from block to block
+  int64_t images, blocks;
+  int inputs;
+  int bf16;           // factors, else float32
+  int first, last;    // whether these are the first inputs (sums begin with the bias), or the last
+  const float* bias;  // [block][16]
+  float* sums;        // of other inputs, [image][block][16]
+  int64_t sums_row;
+  void* out;  // act(sums) of the last ones, [image][block][16]
+  int dtype;  // float32 or bfloat16
+  int64_t out_row;
+  int act;
+  float slope;
+};
+
+// One row of pooled outputs of a block; rows and columns outside the map do not count.
+struct PoolArgs {
+  const float* const* rows;  // of the window, those inside the map
+  int count;
+  int64_t width;  // of the map
+  int64_t kernel, stride, padding;
+  int max;  // else the mean
+  int64_t outputs;
+  float* out;  // [output][16]
+};
+
+// Brings inputs of some images into rows of kLinearRow factors.
+struct LinearPack {
+  const void* x;
+  int dtype;    // float32 or bfloat16
+  int64_t row;  // elements from image to image
+  int64_t images;
+  int inputs;
+  int bf16;
+  void* out;
+};
+
 // One row of an image batch to planar model input, or planar model output to an image row.
 struct ImageRowArgs {
   const void* photo;  // one image row, [width][3]
@@ -298,6 +343,10 @@ struct Kernels {
   void (*small_int8)(const SmallInt8Args&);
   void (*winograd2_input)(const Winograd2Input&);
   void (*winograd2_output)(const WinogradOutput&);
+  void (*linear)(const LinearArgs&);
+  void (*linear_pack)(const LinearPack&);
+  void (*pool)(const PoolArgs&);
+  void (*pool_sum)(const float* x, int64_t count, double* total);
 };
 
 const Kernels* kernels_scalar();

@@ -21,6 +21,7 @@ namespace fastgen {
 namespace {
 #include "finish.inl"
 #include "gram_matrix.inl"
+#include "linear.inl"
 #include "micro_bf16.inl"
 #include "pack_int8.inl"
 #include "small.inl"
@@ -59,6 +60,8 @@ const Kernels* kernels_avx512_bf16() {
     k.lines_output = lines_output;
     k.small_bf16 = small_as<true>;
     k.gram_pack = gram_pack;
+    k.linear = linear;
+    k.linear_pack = linear_pack;
     k.gram_tiles = gram_tiles;
     return k;
   }();

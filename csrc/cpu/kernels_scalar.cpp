@@ -31,12 +31,14 @@ namespace {
 #include "finish.inl"
 #include "gram_matrix.inl"
 #include "image.inl"
+#include "linear.inl"
 #include "micro.inl"
 #include "micro_bf16.inl"
 #include "micro_int8.inl"
 #include "move.inl"
 #include "pack.inl"
 #include "pack_int8.inl"
+#include "pool.inl"
 #include "small.inl"
 #include "winograd.inl"
 #include "winograd_int8.inl"
@@ -71,7 +73,11 @@ const Kernels* kernels_scalar() {
                                     micro_int8,
                                     small_int8,
                                     winograd2_input,
-                                    winograd2_output};
+                                    winograd2_output,
+                                    linear,
+                                    linear_pack,
+                                    pool,
+                                    pool_sum};
   return &table;
 }
 

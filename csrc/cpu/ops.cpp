@@ -1,7 +1,6 @@
 // Steps other than dense convolutions: copies, statistics, pooling, joins, grouped convolutions.
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "engine.h"
 
@@ -259,49 +258,40 @@ class Pooling final : public Step {
     const int64_t planes = in.shape.n * blocks_of(in.shape.c);
     if (spec_.kind == 2) return global(c, in, planes);
     const int64_t units = c.last_unit - c.first_unit;
-    c.pool->run(planes * units, [&](int64_t item, int) {
-      const int64_t plane = item / units, y = c.first_unit + item % units;
-      for (int64_t x = 0; x < out.shape.w; ++x)
-        window(at(c.data(value_), in, plane), in, y, x,
-               at(c.data(out_), out, plane) + out.place(y) * out.row + x * kBlock);
+    const int64_t rows = std::clamp<int64_t>(kRowFloats / (in.shape.w * kBlock), 1, units);
+    const int64_t parts = ceil_div(units, rows);
+    c.pool->run(planes * parts, [&](int64_t item, int) {
+      const int64_t plane = item / parts, first = c.first_unit + item % parts * rows;
+      std::vector<const float*> lines(spec_.kernel);
+      PoolArgs a{};
+      a.rows = lines.data();
+      a.width = in.shape.w;
+      a.kernel = spec_.kernel;
+      a.stride = spec_.stride;
+      a.padding = spec_.padding;
+      a.max = spec_.kind == 0;
+      a.outputs = out.shape.w;
+      for (int64_t y = first; y < std::min(first + rows, c.last_unit); ++y) {
+        const int64_t top = y * spec_.stride - spec_.padding;
+        a.count = 0;
+        for (int64_t r = std::max<int64_t>(top, 0); r < std::min(top + spec_.kernel, in.shape.h);
+             ++r)
+          lines[a.count++] = at(c.data(value_), in, plane) + in.place(r) * in.row;
+        a.out = at(c.data(out_), out, plane) + out.place(y) * out.row;
+        c.isa->pool(a);
+      }
     });
   }
 
  private:
-  void window(const float* plane, const Value& in, int64_t y, int64_t x, float* to) const {
-    const int64_t top = y * spec_.stride - spec_.padding, left = x * spec_.stride - spec_.padding;
-    const int64_t y0 = std::max<int64_t>(top, 0), y1 = std::min(top + spec_.kernel, in.shape.h);
-    const int64_t x0 = std::max<int64_t>(left, 0), x1 = std::min(left + spec_.kernel, in.shape.w);
-    const bool max = spec_.kind == 0;
-    float acc[kBlock];
-    std::fill_n(acc, kBlock, max ? -std::numeric_limits<float>::infinity() : 0.0f);
-    for (int64_t r = y0; r < y1; ++r)
-      for (int64_t q = x0; q < x1; ++q) {
-        const float* from = plane + in.place(r) * in.row + q * kBlock;
-        for (int i = 0; i < kBlock; ++i) {
-          if (!max) {
-            acc[i] += from[i];
-          } else if (from[i] > acc[i] || from[i] != from[i]) {  // NaN passes through, and stays
-            acc[i] = from[i];
-          }
-        }
-      }
-    const float share =
-        max ? 1.0f : 1.0f / static_cast<float>(std::max<int64_t>(1, (y1 - y0) * (x1 - x0)));
-    for (int i = 0; i < kBlock; ++i) to[i] = acc[i] * share;
-  }
-
   void global(const Context& c, const Value& in, int64_t planes) const {
     const Value& out = c.value(out_);
     const int64_t pixels = in.shape.h * in.shape.w;
     c.pool->run(planes, [&](int64_t plane, int) {
       double* total = reinterpret_cast<double*>(c.stats) + plane * kBlock;
       if (c.first_unit == 0) std::fill_n(total, kBlock, 0.0);
-      for (int64_t y = c.first_unit; y < c.last_unit; ++y) {
-        const float* from = at(c.data(value_), in, plane) + in.place(y) * in.row;
-        for (int64_t x = 0; x < in.shape.w; ++x)
-          for (int i = 0; i < kBlock; ++i) total[i] += from[x * kBlock + i];
-      }
+      for (int64_t y = c.first_unit; y < c.last_unit; ++y)
+        c.isa->pool_sum(at(c.data(value_), in, plane) + in.place(y) * in.row, in.shape.w, total);
       if (!c.complete()) return;
       for (int i = 0; i < kBlock; ++i)
         at(c.data(out_), out, plane)[i] =

@@ -9,8 +9,7 @@ namespace fastgen {
 void Conv::split_upsampling() {
   std::vector<ViewOp>& views = spec_.source.views;
   if (views.empty() || views.back().kind != ViewOp::kUpsample || views.back().left != 2 ||
-      spec_.phases.size() != 1 || spec_.stride != 1 || spec_.out_stride != 1 || spec_.small ||
-      spec_.flat)
+      spec_.phases.size() != 1 || spec_.stride != 1 || spec_.out_stride != 1 || spec_.small)
     return;
   const PhaseSpec whole = std::move(spec_.phases[0]);
   if (whole.kh != 3 || whole.kw != 3 || whole.dy != -1 || whole.dx != -1) {

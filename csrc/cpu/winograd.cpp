@@ -63,8 +63,8 @@ void Conv::winograd_size() {
   if (fits_winograd_int8()) winograd_ = winograd_rows_ = 2;
   if (int8_) return;
   const int r = static_cast<int>(ceil_div(spec_.phases[0].kh, spec_.stride));
-  if (spec_.direct || spec_.stride > 2 || r < 2 || r > 5 || spec_.small || spec_.flat ||
-      spec_.inputs < kLeast || spec_.outputs < kLeast / 2)
+  if (spec_.direct || spec_.stride > 2 || r < 2 || r > 5 || spec_.small || spec_.inputs < kLeast ||
+      spec_.outputs < kLeast / 2)
     return;
   if (spec_.stride == 2 &&
       (spec_.inputs % kBlock != 0 || spec_.source.store >= 0 || spec_.out_stride != 1))

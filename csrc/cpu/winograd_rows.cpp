@@ -30,8 +30,8 @@ int64_t align16(int64_t floats) { return ceil_div(floats, 16) * 16; }
 void Conv::rows_size() {
   const PhaseSpec& p = spec_.phases[0];
   const bool few = spec_.small || spec_.inputs <= 4;
-  if (!few || winograd_ || spec_.stride != 1 || spec_.out_stride != 1 || spec_.flat ||
-      spec_.phases.size() != 1 || p.kh < kTaps || p.kw < 1 || (bf16_ && spec_.fine))
+  if (!few || winograd_ || spec_.stride != 1 || spec_.out_stride != 1 || spec_.phases.size() != 1 ||
+      p.kh < kTaps || p.kw < 1 || (bf16_ && spec_.fine))
     return;
   // Loading and transforming every input costs what a small kernel for few outputs would gain.
   if (spec_.small && !bf16_ && p.kh < 7) return;

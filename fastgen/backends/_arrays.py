@@ -11,6 +11,8 @@ from fastgen.graph import Graph
 
 __all__ = ["check_out", "constant_arrays", "float_array"]
 
+_FLOAT32 = np.dtype(np.float32)
+
 
 def float_array(name: str, array: Any) -> np.ndarray:
     """An input as contiguous float32; TypeError for what is no float array."""
@@ -18,6 +20,9 @@ def float_array(name: str, array: Any) -> np.ndarray:
         raise TypeError(f"input {name!r} is {type(array).__name__}, must be a numpy array")
     if array.dtype.kind != "f":
         raise TypeError(f"input {name!r} has the dtype {array.dtype}, must be float32")
+    flags = array.flags
+    if array.dtype is _FLOAT32 and flags.c_contiguous and flags.aligned:
+        return array  # what np.require would return, in a tenth of its time
     return np.require(array, np.float32, ["C", "A"])
 
 

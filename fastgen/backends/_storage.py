@@ -8,9 +8,9 @@ __all__ = ["half_values"]
 
 
 def half_values(lowered: Lowered) -> frozenset[int]:
-    """Values that only convolutions write, and only convolutions and copies read.
+    """Values that only convolutions and linear layers write, and only these and copies read.
 
-    Convolutions sum in float32, take their statistics from these sums and convert on the way to
+    They sum in float32, take their statistics from these sums and convert on the way to
     and from memory, so half the bytes cost nothing but rounding. A residual has the type of what
     it is added to. Planar values (the network's inputs and outputs) stay float32.
 
@@ -22,14 +22,17 @@ def half_values(lowered: Lowered) -> frozenset[int]:
     """
     half: set[int] = set()
     for step in lowered.steps:
-        if isinstance(step, ConvStep) and step.groups == 1 and not step.flat:
+        if isinstance(step, ConvStep) and step.groups == 1:
             half.update(step.writes())
+    half.update(index for index in lowered.inside if lowered.whole(index) in half)
     half = {index for index in half if not lowered.values[index][1]}
-    # A part of another value is addressed in float32 elements.
-    half -= {part for index in lowered.inside for part in (index, lowered.whole(index))}
     together = []
+    for index in lowered.inside:
+        together.append({index, lowered.whole(index)})
+        if lowered.inside[index][1]:  # a later part is addressed in float32 elements
+            half -= together[-1]
     for step in lowered.steps:
-        if isinstance(step, CopyStep) or (isinstance(step, ConvStep) and not step.flat):
+        if isinstance(step, CopyStep | ConvStep):
             if step.source.combine:
                 together.append({step.source.value, step.source.residual})
             if isinstance(step, ConvStep) and step.residual >= 0:

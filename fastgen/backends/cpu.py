@@ -286,7 +286,8 @@ class Runner:
         bands = _bands.check_bands(band_rows, recompute)
         if io is not None:
             return self._run_image(inputs, io, out, norm_stats, bands)
-        named = inputs if isinstance(inputs, Mapping) else {self.graph.inputs[0].name: inputs}
+        by_name = isinstance(inputs, dict | Mapping)
+        named = inputs if by_name else {self.graph.inputs[0].name: inputs}
         arrays = {name: float_array(name, array) for name, array in named.items()}
         number, kept = self._constants
         if number:
@@ -326,7 +327,7 @@ class Runner:
             if array is not results[name]:
                 results[name][...] = array
         result: Any = results
-        if single and not isinstance(inputs, Mapping):
+        if single and not by_name:
             result = next(iter(results.values()))
         return result if wanted is None else (result, self._norms.by_name(wanted, images))
 
