@@ -369,7 +369,7 @@ def test_command_for_photos(styles: list[str], tmp_path: Path) -> None:
         (["--blend", "a=1,b=1", "-s", a], "so --style cannot be given"),
         (["--blend", "a=1,b=1", "--mask", "m.png"], "so --mask cannot be given"),
         (["--blend", ""], "must be STYLE=WEIGHT"),
-        (["--blend", "a=0:1,1:0,b=1"], "keyframes, which are for videos"),
+        (["--blend", "a=0:1,1:0,b=1"], "keyframes, which are for files of video"),
         (["--blend", f"{a}=1"], "1 styles in a dict"),
         (["--stroke-size", 0], "stroke_size is 0.0"),
         (["--color-keep", 2], "preserve_color is 2.0"),

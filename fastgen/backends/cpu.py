@@ -164,8 +164,7 @@ class Runner:
         halves = precision != "fp32" and _has_halves(self.isa)
         self._products = products(self._lowered, precision, halves)
         _build(self._engine, self._lowered, self._products)
-        halves = halves or precision == "bf16"
-        self._half = half_values(self._lowered) if halves else frozenset()
+        self._half = half_values(self._lowered) if halves or precision == "bf16" else frozenset()
         for step in self._lowered.steps:  # the engine holds its own packed weights
             if isinstance(step, _steps.ConvStep):
                 step.phases = []
