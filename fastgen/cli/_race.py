@@ -33,7 +33,8 @@ class Runner:
     """One program and what was measured of it.
 
     Attributes:
-        spec: ``style``, ``backend``, ``precision``, ``threads`` (or None), ``width``, ``height``.
+        spec: ``style``, ``backend``, ``precision``, ``threads`` (or None), ``width``, ``height``;
+            ``lead_in``, untimed runs before each timed one (0).
         seconds: one time for each round.
         memory: growth of peak resident memory over what the imports took, in bytes.
         info: the Stylizer's info.
@@ -210,6 +211,8 @@ def serve(spec: dict[str, Any]) -> None:
     for line in sys.stdin:
         command = line.strip()
         if command == "step":
+            for _ in range(spec.get("lead_in", 0)):
+                stylizer(frame)
             start = time.perf_counter()
             stylizer(frame)
             answer = time.perf_counter() - start
