@@ -35,7 +35,7 @@ from fastgen.cli._machine import usable_cores
 from fastgen.errors import FastgenError
 from fastgen.styles import load_style
 
-__all__ = ["layers", "lines", "write"]
+__all__ = ["frame_size", "layers", "lines", "write"]
 
 PAGE = ROOT / "docs" / "performance.md"
 MARKS = "<!-- roofline:begin -->", "<!-- roofline:end -->"
@@ -194,7 +194,8 @@ def write(path: Path) -> None:
     PAGE.write_text(f"{before}{found}\n{body}\n\n{source}\n{closed}{after}", "utf-8")
 
 
-def _size(text: str) -> tuple[int, int]:
+def frame_size(text: str) -> tuple[int, int]:
+    """Width and height from ``WIDTHxHEIGHT``, as argparse wants it."""
     width, cross, height = text.partition("x")
     if not (cross and width.isdecimal() and height.isdecimal()) or int(width) % 4 + int(height) % 4:
         raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT with multiples of 4")
@@ -209,7 +210,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--network", choices=ARCHITECTURES, default="full")
-    parser.add_argument("--sizes", type=_size, nargs="+", default=[(256, 256), (1280, 720)])
+    parser.add_argument("--sizes", type=frame_size, nargs="+", default=[(256, 256), (1280, 720)])
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS)
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--seconds", type=float, default=3.0, help="a table (%(default)s)")

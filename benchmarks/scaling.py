@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.networks import ARCHITECTURES, network
 from benchmarks.report import ROOT, fill, table
+from benchmarks.roofline import frame_size
 from benchmarks.run import save
 from fastgen.backends.cpu import precision_why_not
 from fastgen.cli._app import one_line
@@ -106,13 +107,6 @@ def write(path: Path) -> None:
     PAGE.write_text(fill(PAGE.read_text("utf-8"), body, MARKS), "utf-8")
 
 
-def _size(text: str) -> tuple[int, int]:
-    width, cross, height = text.partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT")
-    return int(width), int(height)
-
-
 def main() -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -123,7 +117,7 @@ def main() -> int:
     sizes = [(256, 256), (512, 512), (640, 480), (1280, 720)]
     able = [p for p in PRECISIONS if precision_why_not(p) is None]
     parser.add_argument("--networks", nargs="+", choices=ARCHITECTURES, default=[*ARCHITECTURES])
-    parser.add_argument("--sizes", type=_size, nargs="+", default=sizes)
+    parser.add_argument("--sizes", type=frame_size, nargs="+", default=sizes)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=able)
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--seconds", type=float, default=5.0, help="a row (%(default)s)")

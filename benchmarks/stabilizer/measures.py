@@ -28,8 +28,8 @@ def warping_error(
     difference of a frame and the warped frame before it; here the mean over the channels.
     """
     total = count = 0.0
-    for now, before, motion, mask in zip(frames[1:], frames[:-1], flow, valid, strict=True):
-        difference = (now.astype(np.float32) - warp(before, motion)) / 255
+    for frame, before, motion, mask in zip(frames[1:], frames[:-1], flow, valid, strict=True):
+        difference = (frame.astype(np.float32) - warp(before, motion)) / 255
         total += float((difference[mask] ** 2).sum(dtype=np.float64))
         count += 3.0 * float(mask.sum())
     return total / max(count, 1)
