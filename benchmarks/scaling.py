@@ -4,8 +4,12 @@
 
 The engine with one thread and with all cores, each in a process of its own, in turns. *threads* is
 the median over the rounds of the time with one thread divided by that with all: 2.00 would be
-perfect for two. *p95* is beside the median, with all threads. Before each timed frame comes one
-that is not, as in a stream of frames: the other process has had the caches and the cores.
+perfect for two. *p95* is beside the median, with all threads. Before each timed frame come 20 ms
+of frames (one, where it takes longer) that are not timed, as in a stream: the other process has had
+the caches, and cores that have slept are slow for some milliseconds.
+
+*of the control* is the same figure of multiply-adds in registers that take as long, measured in
+turns with the row: no memory, no dependence on the frame. What it varies by is the machine's.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import datetime
 import json
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,7 +32,7 @@ from benchmarks.run import save
 from fastgen.backends.cpu import precision_why_not
 from fastgen.cli._app import one_line
 from fastgen.cli._machine import usable_cores
-from fastgen.cli._race import percentile, race, ratio
+from fastgen.cli._race import Process, percentile, take_turns
 from fastgen.errors import FastgenError
 
 __all__ = ["lines", "measure", "write"]
@@ -35,41 +40,78 @@ __all__ = ["lines", "measure", "write"]
 PAGE = ROOT / "docs" / "performance.md"
 MARKS = "<!-- scaling:begin -->", "<!-- scaling:end -->"
 PRECISIONS = ("fp32", "bf16", "int8")
+LEAD_IN_S = 0.02
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that goes into the table."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for architecture in args.networks:
             style, note = network(architecture, Path(folder))
             for width, height in args.sizes:
                 for precision in args.precisions:
                     spec = {"style": str(style), "backend": "cpu", "precision": precision}
-                    spec |= {"width": width, "height": height, "lead_in": 1}
-                    one, all_threads = race(
-                        [spec | {"threads": 1}, spec | {"threads": args.threads}],
-                        seconds=args.seconds,
-                        rounds=(args.rounds, 400),
-                    )
-                    rows.append(
-                        {
-                            "network": architecture,
-                            "weights": note,
-                            "size": f"{width}x{height}",
-                            "precision": precision,
-                            "scaling": ratio(all_threads, one),
-                            "median_s": median(all_threads.seconds),
-                            "p95_s": percentile(all_threads.seconds, 95),
-                            "seconds": {"1": one.seconds, str(args.threads): all_threads.seconds},
-                        }
-                    )
-                    print(*_cells(rows[-1]), file=sys.stderr, flush=True)
+                    spec |= {"width": width, "height": height, "lead_in": LEAD_IN_S}
+                    row = {"network": architecture, "weights": note, "size": f"{width}x{height}"}
+                    rows.append(row | {"precision": precision, "spec": spec})
+        # The machine's speed changes for seconds at a time: each row is measured in several passes
+        # over all of them, so that no row has only a fast or only a slow stretch.
+        for number in range(args.passes):
+            for row in rows:
+                for name, times in _turns(row["spec"], args).items():
+                    row.setdefault("seconds", {}).setdefault(name, []).extend(times)
+                if number == args.passes - 1:
+                    print(*_cells(_summary(row)), file=sys.stderr, flush=True)
     return {
         "datetime": datetime.datetime.now().isoformat(timespec="seconds"),
         "machine_info": machine.describe(),
         "threads": args.threads,
-        "rows": rows,
+        "rows": [_summary(row) for row in rows],
+    }
+
+
+def _turns(spec: dict[str, Any], args: argparse.Namespace) -> dict[str, list[float]]:
+    """One pass over one row: the engine and the control, with one thread and with all."""
+    processes = []
+    try:
+        for threads in (1, args.threads):
+            processes.append(Process("fastgen.cli._race", spec | {"threads": threads}))
+        one, every = processes
+        for process in processes:
+            process.ask("step")
+        seconds = median(every.ask("step") for _ in range(3))
+        control = Process("benchmarks.control", {"seconds": seconds, "threads": args.threads, "lead_in": LEAD_IN_S})
+        processes.append(control)
+        steps = [(one, "step"), (every, "step"), (control, "one"), (control, "all")]
+        times = take_turns(
+            [partial(process.ask, command) for process, command in steps],
+            args.seconds / args.passes,
+            (-(-args.rounds // args.passes), 400),
+        )
+    finally:
+        for process in processes:
+            process.close()
+    return dict(zip(("one", "all", "control one", "control all"), times, strict=True))
+
+
+def _summary(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with what the table says of its times."""
+
+    def gain(one: str, every: str) -> float:
+        pairs = zip(row["seconds"][one], row["seconds"][every], strict=True)
+        return median(a / b for a, b in pairs)
+
+    def tail(name: str) -> float:
+        return percentile(row["seconds"][name], 95) / median(row["seconds"][name])
+
+    summary = {key: row[key] for key in ("network", "weights", "size", "precision", "seconds")}
+    return summary | {
+        "median_s": median(row["seconds"]["all"]),
+        "p95_over_p50": tail("all"),
+        "control_p95_over_p50": tail("control all"),
+        "scaling": gain("one", "all"),
+        "control_scaling": gain("control one", "control all"),
     }
 
 
@@ -81,16 +123,18 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row["precision"],
         f"{row['median_s'] * 1e3:.1f}",
         f"{1 / row['median_s']:.0f}",
-        f"{row['p95_s'] / row['median_s']:.2f}",
+        f"{row['p95_over_p50']:.2f}",
+        f"{row['control_p95_over_p50']:.2f}",
         f"{row['scaling']:.2f}",
+        f"{row['control_scaling']:.2f}",
     ]
 
 
 def lines(result: dict[str, Any]) -> list[str]:
     """The page's text."""
     info = result["machine_info"]
-    header = ["network", "frame", "precision", "p50 ms", "frames/s", "p95 / p50"]
-    header.append(f"1 to {result['threads']} threads")
+    header = ["network", "frame", "precision", "p50 ms", "frames/s", "p95 / p50", "of the control"]
+    header += [f"1 to {result['threads']} threads", "of the control"]
     return [
         f"uint8 in and out, {result['threads']} threads, {info['cpu']} "
         f"({', '.join(info['flags'])}), {result['datetime'][:10]}.",
@@ -120,8 +164,9 @@ def main() -> int:
     parser.add_argument("--sizes", type=frame_size, nargs="+", default=sizes)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=able)
     parser.add_argument("--threads", type=int, default=usable_cores())
-    parser.add_argument("--seconds", type=float, default=5.0, help="a row (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=10, help="at least (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=8.0, help="a row (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=21, help="at least (%(default)s)")
+    parser.add_argument("--passes", type=int, default=3, help="over all rows (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results and the page")
     args = parser.parse_args()

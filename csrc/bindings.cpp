@@ -346,6 +346,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("peak_flops", &fastgen::peak_flops, py::arg("isa") = "", py::arg("seconds") = 0.5,
         py::arg("threads") = 0, py::call_guard<py::gil_scoped_release>(),
         "Floating-point operations per second of a multiply-add loop.");
+  m.def("fixed_work_seconds", &fastgen::fixed_work_seconds, py::arg("isa") = "", py::arg("rounds"),
+        py::arg("threads") = 0, py::arg("repeats") = 1, py::call_guard<py::gil_scoped_release>(),
+        "Seconds of each run of so many rounds of a multiply-add loop, shared out to the threads.");
   m.def("copy_bandwidth", &fastgen::copy_bandwidth, py::arg("bytes"), py::arg("seconds") = 0.5,
         py::arg("threads") = 0, py::call_guard<py::gil_scoped_release>(),
         "Bytes per second, read plus written, of a memory copy.");

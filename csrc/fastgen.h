@@ -225,6 +225,11 @@ std::vector<std::string> isa_available();
 // Multiply-adds per second times 2, on `threads` threads for about `seconds`: of float32 factors,
 // for avx512_bf16 of bfloat16 factors.
 double peak_flops(const std::string& isa, double seconds, int threads);
+// Seconds of each of `repeats` runs of the same multiply-adds in registers, `rounds` loop rounds in
+// all, handed out to `threads` threads as tiles are: how even the machine itself is, and what its
+// second thread gives.
+std::vector<double> fixed_work_seconds(const std::string& isa, int64_t rounds, int threads,
+                                       int repeats);
 // Bytes per second (read plus written) of a copy of `bytes` on `threads` threads.
 double copy_bandwidth(int64_t bytes, double seconds, int threads);
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import roofline, scaling, soak
+from benchmarks import control, roofline, scaling, soak
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -75,17 +75,28 @@ def test_threads_of_a_network(
 ) -> None:
     command = "scaling --networks small --sizes 48x40 --precisions fp32 --threads 2"
     monkeypatch.setattr(
-        sys, "argv", [*command.split(), "--seconds", "0", "--rounds", "3", "--json"]
+        sys, "argv", [*command.split(), "--seconds", "0", "--rounds", "3", "--passes", "1", "--json"]
     )
     assert scaling.main() == 0
     result = json.loads(capsys.readouterr().out)
     (row,) = result["rows"]
-    one, two = row["seconds"]["1"], row["seconds"]["2"]
-    assert len(one) == len(two) == 3
-    assert row["scaling"] == sorted(a / b for a, b in zip(one, two, strict=True))[1]
-    assert row["median_s"] == sorted(two)[1] <= row["p95_s"] <= max(two)
+    for prefix in ("", "control "):
+        one, two = row["seconds"][prefix + "one"], row["seconds"][prefix + "all"]
+        assert len(one) == len(two) == 3
+        key = prefix.replace(" ", "_")
+        assert row[key + "scaling"] == sorted(a / b for a, b in zip(one, two, strict=True))[1]
+        assert 1 <= row[key + "p95_over_p50"] <= max(two) / sorted(two)[1]
+    assert row["median_s"] == sorted(row["seconds"]["all"])[1]
     line = scaling.lines(result)[-1].splitlines()[-1]
     assert line.startswith("| small | 48x40 | fp32 |")
+
+
+def test_control_does_the_work_it_is_given() -> None:
+    rounds = control.rounds_for(0.02, 1)
+    short, long = (min(_C.fixed_work_seconds("", n, 1, 5)) for n in (rounds, 4 * rounds))
+    assert 0.005 < short < 0.08 and 3 < long / short < 5.5
+    with pytest.raises(ValueError, match="rounds must be in"):
+        _C.fixed_work_seconds("", 0, 1, 1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

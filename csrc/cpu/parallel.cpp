@@ -10,6 +10,7 @@
 #include "cgroup.h"
 
 #ifdef __linux__
+#include <pthread.h>
 #include <sched.h>
 #endif
 
@@ -99,8 +100,17 @@ int default_threads() {
   return std::clamp(count, 1, kMaxThreads);
 }
 
+// A worker that sleeps or has slept: whether it is kept off a CPU, the CPUs it had before and has now.
+struct Pool::Sleeper {
+  bool asleep = false, apart = false;
+#ifdef __linux__
+  cpu_set_t before, now;
+#endif
+};
+
 Pool::Pool(int threads) : threads_(std::clamp(threads, 1, kMaxThreads)) {
   shares_ = std::make_unique<Share[]>(threads_);
+  sleepers_ = std::make_unique<Sleeper[]>(threads_);
   workers_.reserve(threads_ - 1);  // so that no allocation fails between two started threads
   for (int i = 1; i < threads_; ++i) {
     try {
@@ -120,6 +130,43 @@ Pool::~Pool() {
   }
   wake_.notify_all();
   for (std::thread& worker : workers_) worker.join();
+}
+
+// Linux likes to wake a thread on the CPU of the one that wakes it. That one is busy with the job
+// from now on, so the worker would get a turn there after some 4 ms, when a small frame is long
+// finished: on a virtual machine with two CPUs that befell every second frame of a camera. Workers
+// that sleep are therefore kept off the caller's CPU, until they go to sleep again.
+void Pool::wake_elsewhere() {
+#ifdef __linux__
+  const int here = sched_getcpu();
+  if (here < 0 || here >= CPU_SETSIZE) return;
+  for (int i = 1; i < threads_; ++i) {
+    Sleeper& sleeper = sleepers_[i];
+    if (!sleeper.asleep || sleeper.apart) continue;
+    const pthread_t worker = workers_[i - 1].native_handle();
+    if (pthread_getaffinity_np(worker, sizeof(cpu_set_t), &sleeper.before) != 0) continue;
+    if (!CPU_ISSET(here, &sleeper.before) || CPU_COUNT(&sleeper.before) < 2) continue;
+    sleeper.now = sleeper.before;
+    CPU_CLR(here, &sleeper.now);
+    sleeper.apart = pthread_setaffinity_np(worker, sizeof(cpu_set_t), &sleeper.now) == 0;
+  }
+#endif
+}
+
+void Pool::sleep(int thread, uint64_t seen) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  Sleeper& sleeper = sleepers_[thread];
+#ifdef __linux__
+  cpu_set_t now;
+  // Somebody else may have chosen CPUs for this process meanwhile: then those stay.
+  if (sleeper.apart && pthread_getaffinity_np(pthread_self(), sizeof(now), &now) == 0 &&
+      CPU_EQUAL(&now, &sleeper.now))
+    (void)pthread_setaffinity_np(pthread_self(), sizeof(now), &sleeper.before);
+#endif
+  sleeper.apart = false;
+  sleeper.asleep = true;
+  wake_.wait(lock, [&] { return state_.load() / kGeneration != seen; });
+  sleeper.asleep = false;
 }
 
 void Pool::take(int thread) {
@@ -150,6 +197,7 @@ void Pool::run(int64_t items, const Job& job) {
   }
   {
     std::lock_guard<std::mutex> lock(mutex_);
+    wake_elsewhere();
     state_.store((state_.load() | (kGeneration - 1)) + 1 + kOpen);
   }
   wake_.notify_all();
@@ -168,8 +216,8 @@ void Pool::work(int thread) {
   for (;;) {
     uint64_t state = 0;
     if (!wait_for([&] { return (state = state_.load()) / kGeneration != seen; })) {
-      std::unique_lock<std::mutex> lock(mutex_);
-      wake_.wait(lock, [&] { return (state = state_.load()) / kGeneration != seen; });
+      sleep(thread, seen);
+      state = state_.load();
     }
     seen = state / kGeneration;
     if (stop_) return;

@@ -36,15 +36,20 @@ class Pool {
  private:
   void work(int thread);
   void take(int thread);
+  void wake_elsewhere();
+  void sleep(int thread, uint64_t seen);
 
   struct alignas(64) Share {
     std::atomic<int64_t> next{0};
     int64_t end = 0;
   };
 
+  struct Sleeper;
+
   int threads_;
   const Job* job_ = nullptr;
   std::unique_ptr<Share[]> shares_;
+  std::unique_ptr<Sleeper[]> sleepers_;  // under mutex_
   std::atomic<uint64_t> state_{0};  // see parallel.cpp
   std::atomic<bool> stop_{false};
   std::atomic<bool> waiting_{false};  // the caller sleeps until nobody is inside

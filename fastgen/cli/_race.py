@@ -34,7 +34,7 @@ class Runner:
 
     Attributes:
         spec: ``style``, ``backend``, ``precision``, ``threads`` (or None), ``width``, ``height``;
-            ``lead_in``, untimed runs before each timed one (0).
+            ``lead_in``, seconds of untimed runs, at least one, before each timed one (none).
         seconds: one time for each round.
         memory: growth of peak resident memory over what the imports took, in bytes.
         info: the Stylizer's info.
@@ -211,8 +211,11 @@ def serve(spec: dict[str, Any]) -> None:
     for line in sys.stdin:
         command = line.strip()
         if command == "step":
-            for _ in range(spec.get("lead_in", 0)):
+            start = time.perf_counter()
+            while "lead_in" in spec:
                 stylizer(frame)
+                if time.perf_counter() - start >= spec["lead_in"]:
+                    break
             start = time.perf_counter()
             stylizer(frame)
             answer = time.perf_counter() - start

@@ -1,0 +1,90 @@
+"""Where the engine's threads run: woken beside the caller, not behind it, and left as they were."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from cpu_cases import need_isa, random_weights
+
+from fastgen import models
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2,
+    reason="needs Linux and two CPUs",
+)
+ASLEEP_S = 0.1  # a pool sleeps after some 0.2 ms without a job
+
+
+def _tasks() -> set[int]:
+    return {int(name) for name in os.listdir("/proc/self/task")}
+
+
+class Watched:
+    """A runner of two threads, its worker's thread id, and an image that takes a while."""
+
+    def __init__(self) -> None:
+        from fastgen.backends.cpu import Runner
+
+        graph = models.create("compact_net", width=16, blocks=2)
+        before = _tasks()
+        self.runner = Runner(graph, random_weights(graph), 2)
+        self.image = np.random.default_rng(0).uniform(0, 255, (1, 3, 512, 512)).astype(np.float32)
+        self.expected = self.runner.run(self.image)  # starts the worker
+        (self.worker,) = _tasks() - before
+
+    def cpus(self) -> set[int]:
+        return os.sched_getaffinity(self.worker)
+
+    def during_a_run(self) -> list[set[int]]:
+        """The worker's CPUs, looked at all along a run of another thread."""
+        thread = threading.Thread(target=self.runner.run, args=(self.image,))
+        seen = []
+        thread.start()
+        while thread.is_alive():
+            seen.append(self.cpus())
+            time.sleep(0.0005)
+        thread.join()
+        return seen
+
+
+@pytest.fixture
+def watched() -> Iterator[Watched]:
+    need_isa("scalar")
+    yield Watched()
+
+
+def test_a_woken_worker_is_kept_off_the_callers_cpu(watched: Watched) -> None:
+    everywhere = os.sched_getaffinity(0)
+    time.sleep(ASLEEP_S)
+    assert watched.cpus() == everywhere
+    apart = [cpus for cpus in watched.during_a_run() if cpus != everywhere]
+    assert apart and all(cpus < everywhere for cpus in apart)
+    assert all(len(everywhere - cpus) == 1 for cpus in apart)
+    time.sleep(ASLEEP_S)
+    assert watched.cpus() == everywhere
+    np.testing.assert_array_equal(watched.runner.run(watched.image), watched.expected)
+
+
+def test_cpus_that_were_chosen_meanwhile_stay(watched: Watched) -> None:
+    (first, *_) = os.sched_getaffinity(0)
+    time.sleep(ASLEEP_S)
+    os.sched_setaffinity(watched.worker, {first})  # asleep
+    assert all(cpus == {first} for cpus in watched.during_a_run())
+    time.sleep(ASLEEP_S)
+    assert watched.cpus() == {first}
+    os.sched_setaffinity(watched.worker, os.sched_getaffinity(0))
+
+    thread = threading.Thread(target=watched.runner.run, args=(watched.image,))
+    thread.start()
+    while watched.cpus() == os.sched_getaffinity(0) and thread.is_alive():
+        time.sleep(0.0002)
+    os.sched_setaffinity(watched.worker, {first})  # awake
+    thread.join()
+    time.sleep(ASLEEP_S)
+    assert watched.cpus() == {first}
