@@ -81,7 +81,10 @@ def _turns(spec: dict[str, Any], args: argparse.Namespace) -> dict[str, list[flo
         for process in processes:
             process.ask("step")
         seconds = median(every.ask("step") for _ in range(3))
-        control = Process("benchmarks.control", {"seconds": seconds, "threads": args.threads, "lead_in": LEAD_IN_S})
+        control = Process(
+            "benchmarks.control",
+            {"seconds": seconds, "threads": args.threads, "lead_in": LEAD_IN_S},
+        )
         processes.append(control)
         steps = [(one, "step"), (every, "step"), (control, "one"), (control, "all")]
         times = take_turns(

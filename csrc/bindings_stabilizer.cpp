@@ -18,6 +18,14 @@ void check(const py::array& a, const char* name) {
     throw std::invalid_argument(std::string(name) + " must be contiguous (H,W,3) of uint8");
 }
 
+// A part of a larger picture will do.
+void check_rows(const py::array& a) {
+  if (!py::isinstance<py::array_t<uint8_t>>(a) || a.ndim() != 3 || a.shape(2) != 3 ||
+      a.strides(2) != 1 || (a.shape(1) > 1 && a.strides(1) != 3) ||
+      (a.shape(0) > 1 && a.strides(0) < 3 * a.shape(1)))
+    throw std::invalid_argument("the painting must be (H,W,3) of uint8 with contiguous rows");
+}
+
 }  // namespace
 
 void bind_stabilizer(py::module_& m) {
@@ -37,16 +45,32 @@ void bind_stabilizer(py::module_& m) {
           "Finds where the frame's parts were in the one before; False for the first one of a "
           "scene.")
       .def(
+          "shift",
+          [](Stabilizer& s, int period) {
+            if (period < 1 || period > 64)
+              throw std::invalid_argument("the period must be in 1..64");
+            int x = 0, y = 0;
+            {
+              py::gil_scoped_release release;
+              s.shift(period, &x, &y);
+            }
+            return py::make_tuple(x, y);
+          },
+          py::arg("period"),
+          "(x, y) in 0..period-1: by how many whole pixels most of the picture has moved, but for "
+          "multiples of the period.")
+      .def(
           "blend",
           [](Stabilizer& s, const py::array& painting, double moving, double still, bool sharpen) {
-            check(painting, "the painting");
+            check_rows(painting);
             const int64_t height = painting.shape(0), width = painting.shape(1);
             py::array_t<uint8_t> out(std::vector<py::ssize_t>{height, width, 3});
+            const int64_t row = height > 1 ? painting.strides(0) : 3 * width;
             const auto* data = static_cast<const uint8_t*>(painting.data());
             uint8_t* to = out.mutable_data();
             {
               py::gil_scoped_release release;
-              s.blend(data, to, width, height, moving, still, sharpen);
+              s.blend(data, row, to, width, height, moving, still, sharpen);
             }
             return out;
           },

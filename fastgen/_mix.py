@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -112,6 +113,8 @@ class StyleMix(Stylizer):
         self._networks = list(dict.fromkeys(part for part in parts if part is not None))
         if not self._networks:
             raise ValueError("every style is 'none'; give at least one that paints")
+        strides = [part._stride for part in self._networks]
+        self._stride = None if None in strides else math.lcm(*filter(None, strides))
 
     @property
     def styles(self) -> tuple[str, ...]:

@@ -12,9 +12,11 @@ Shapes are NCHW. Dimension 0 is always the batch ``Dim("N")``. A dimension is an
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from fastgen import _graph_ops
@@ -182,6 +184,33 @@ class Graph:
             raise GraphError(f"{output!r} depends on {loose[0]!r} beside {list(inputs)}")
         cut = tuple(Input(n, (Dim("N"), *shapes[n][1:]), n in constant) for n in inputs)
         return Graph(f"{self.name}_part", cut, tuple(reversed(nodes)), {output: output})
+
+    def stride(self) -> int | None:
+        """Pixels by which the picture must move so that every value moves by whole positions.
+
+        Of a network with two convolutions of stride 2 it is 4: a picture that is moved by 4 pixels
+        is painted as before, moved by 4 pixels; by 1 it is not.
+
+        Returns:
+            None where values have no place in the picture (linear layers), or places of their own.
+        """
+        scales = {item.name: Fraction(1) for item in self.inputs if len(item.shape) == 4}
+        for node in self.nodes:
+            # What else a norm reads has no places.
+            sources = node.inputs[:1] if node.op == "norm" else node.inputs
+            found, attrs = {scales.get(source) for source in sources}, node.attrs
+            placeless = node.op in ("linear", "reshape", "broadcast")
+            scale = found.pop()
+            if found or scale is None or placeless or attrs.get("kind") == "global_avg":
+                return None
+            if node.op in ("conv", "pool"):
+                scale *= attrs["stride"]
+            elif node.op == "conv_transpose":
+                scale /= attrs["stride"]
+            elif node.op == "upsample":
+                scale /= attrs["scale"]
+            scales[node.name] = scale
+        return math.lcm(*(scale.numerator for scale in scales.values()))
 
     # ------------------------------------------------------------------ shapes
 

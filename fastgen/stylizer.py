@@ -119,6 +119,7 @@ class Stylizer:
 
     # Networks of a picture, and whether they are several; see ``_mix``.
     _parts: tuple[Stylizer | None, ...]
+    _stride: int | None  # see ``Graph.stride``
 
     def __new__(cls, style: Style, **_: Any) -> Stylizer:
         """Several styles are a ``StyleMix``, which is called in the same way."""
@@ -149,6 +150,7 @@ class Stylizer:
             threads = int(threads)
         ckpt = load_style(style)  # type: ignore[arg-type]
         self._parts = (self,)
+        self._stride = ckpt.graph.stride()
         self._runner, why = backends.compile_graph(
             backend, ckpt.graph, ckpt.weights, precision, threads, ckpt.ranges
         )

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +18,6 @@ pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2,
     reason="needs Linux and two CPUs",
 )
-ASLEEP_S = 0.1  # a pool sleeps after some 0.2 ms without a job
 
 
 def _tasks() -> set[int]:
@@ -41,6 +40,15 @@ class Watched:
     def cpus(self) -> set[int]:
         return os.sched_getaffinity(self.worker)
 
+    def wait_asleep(self) -> None:
+        """Some 0.2 ms after its last job, where no other program has the CPU."""
+        for _ in range(2000):
+            stat = Path(f"/proc/self/task/{self.worker}/stat").read_text("ascii")
+            if stat.rpartition(")")[2].split()[0] == "S":
+                return
+            time.sleep(0.005)
+        raise TimeoutError("the worker does not go to sleep")
+
     def during_a_run(self) -> list[set[int]]:
         """The worker's CPUs, looked at all along a run of another thread."""
         thread = threading.Thread(target=self.runner.run, args=(self.image,))
@@ -54,29 +62,30 @@ class Watched:
 
 
 @pytest.fixture
-def watched() -> Iterator[Watched]:
+def watched() -> Watched:
     need_isa("scalar")
-    yield Watched()
+    return Watched()
 
 
 def test_a_woken_worker_is_kept_off_the_callers_cpu(watched: Watched) -> None:
     everywhere = os.sched_getaffinity(0)
-    time.sleep(ASLEEP_S)
+    watched.wait_asleep()
     assert watched.cpus() == everywhere
     apart = [cpus for cpus in watched.during_a_run() if cpus != everywhere]
-    assert apart and all(cpus < everywhere for cpus in apart)
+    assert apart
+    assert all(cpus < everywhere for cpus in apart)
     assert all(len(everywhere - cpus) == 1 for cpus in apart)
-    time.sleep(ASLEEP_S)
+    watched.wait_asleep()
     assert watched.cpus() == everywhere
     np.testing.assert_array_equal(watched.runner.run(watched.image), watched.expected)
 
 
 def test_cpus_that_were_chosen_meanwhile_stay(watched: Watched) -> None:
     (first, *_) = os.sched_getaffinity(0)
-    time.sleep(ASLEEP_S)
+    watched.wait_asleep()
     os.sched_setaffinity(watched.worker, {first})  # asleep
     assert all(cpus == {first} for cpus in watched.during_a_run())
-    time.sleep(ASLEEP_S)
+    watched.wait_asleep()
     assert watched.cpus() == {first}
     os.sched_setaffinity(watched.worker, os.sched_getaffinity(0))
 
@@ -86,5 +95,5 @@ def test_cpus_that_were_chosen_meanwhile_stay(watched: Watched) -> None:
         time.sleep(0.0002)
     os.sched_setaffinity(watched.worker, {first})  # awake
     thread.join()
-    time.sleep(ASLEEP_S)
+    watched.wait_asleep()
     assert watched.cpus() == {first}

@@ -11,7 +11,9 @@ from test_stabilizer_kernels import cut, scene
 from tiny import save_tiny
 
 import fastgen
-from fastgen.stabilizer import DEFAULT_STRENGTH, stabilizer_strength
+from fastgen import models
+from fastgen.graph import Dim, Graph, Input, Node
+from fastgen.stabilizer import DEFAULT_STRENGTH, _shifted, stabilizer_strength
 
 SIZE = (96, 128)
 
@@ -88,6 +90,56 @@ def test_what_is_new_is_of_the_new_painting(paint: fastgen.Stylizer) -> None:
     inside = np.s_[46:66, 54:90]
     assert before[inside].mean() > 20
     assert change[inside].mean() < 0.15 * before[inside].mean()
+
+
+def _steady(paint: fastgen.Stylizer, frames: list[np.ndarray]) -> list[np.ndarray]:
+    stabilizer = fastgen.Stabilizer(paint, strength=1e-9)  # nothing is mixed
+    return [stabilizer(frame) for frame in frames]
+
+
+def test_the_grid_of_the_network_goes_along(paint: fastgen.Stylizer) -> None:
+    frames = pan()  # by (-2, 1), a network of stride 4
+    assert error(_steady(paint, frames)) < 0.5 * error([paint(frame) for frame in frames])
+    # What stands still is painted as it is.
+    still = [frames[0]] * 3
+    for out in _steady(paint, still):
+        np.testing.assert_array_equal(out, paint(frames[0]))
+
+
+def test_shifted_frames() -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (37, 42, 3)).astype(np.uint8)
+    for x, y in ((0, 1), (3, 0), (3, 2)):
+        out = _shifted(frame, x, y, 4)
+        assert out.shape == (40, 48, 3)
+        around = ((y, 40 - 37 - y), (x, 48 - 42 - x), (0, 0))
+        np.testing.assert_array_equal(out, np.pad(frame, around, mode="reflect"))
+
+
+def test_frames_that_are_watched_count_for_the_grid(paint: fastgen.Stylizer) -> None:
+    frames = pan(8)
+    one, other = (fastgen.Stabilizer(paint, strength=1e-9) for _ in range(2))
+    for frame in frames[:5]:
+        one(frame)
+        other.watch(frame)
+    for frame in frames[5:]:
+        np.testing.assert_array_equal(one(frame), other(frame))
+
+
+def test_stride_of_graphs() -> None:
+    assert models.create("compact_net").stride() == 4
+    assert models.create("saae_mnist").stride() is None
+    size = (Dim("N"), 3, Dim("H", 4, 8), Dim("W", 4, 8))
+    kernel = {"out_channels": 3, "kernel": 3, "padding": 1}
+    nodes = [
+        Node("down", "conv", ("x",), kernel | {"stride": 2}),
+        Node("small", "pool", ("down",), {"stride": 3, "kernel": 3, "kind": "max"}),
+        Node("up", "upsample", ("down",), {"scale": 2}),
+        Node("sum", "add", ("up", "x"), {}),
+    ]
+    graph = Graph("two", (Input("x", size),), tuple(nodes), {"y": "sum", "z": "small"})
+    assert graph.stride() == 6
+    mean = Node("mean", "pool", ("down",), {"kind": "global_avg"})
+    assert Graph("m", (Input("x", size),), (nodes[0], mean), {"y": "mean"}).stride() is None
 
 
 def test_options_reach_the_stylizer(paint: fastgen.Stylizer) -> None:

@@ -131,7 +131,58 @@ def test_wrong_arrays() -> None:
         core.blend(frame[:4].copy(), 0.5, 0.5)
     with pytest.raises(ValueError, match=r"0\.\.1"):
         core.blend(frame, 1.5, 0.5)
-    with pytest.raises(ValueError, match="painting must be contiguous"):
+    with pytest.raises(ValueError, match="contiguous rows"):
         core.blend(frame[..., 0], 0.5, 0.5)
     with pytest.raises(ValueError, match="isa is"):
         _C.Stabilizer(1, "sse9")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("period", [1, 2, 4, 5])
+def test_the_shift_is_the_motion_of_most_of_the_picture(isa: str, period: int) -> None:
+    picture = scene(96, 160)
+    core = _C.Stabilizer(2, isa)
+    assert core.shift(period) == (0, 0)
+    # How far the picture moves right and down: the frame is cut further left and up.
+    for move in ((0, 0), (1.2, 0.1), (-1.1, 2.9), (2.0, -6.2)):
+        core.reset()
+        core.motion(cut(picture, 96, 160, 40, 40))
+        core.motion(cut(picture, 96, 160, 40 - move[0], 40 - move[1]))
+        assert core.shift(period) == tuple(round(m) % period for m in move)
+        assert not core.motion(255 - cut(picture, 96, 160, 10, 10))
+        assert core.shift(period) == (0, 0)  # a cut
+    for wrong in (0, 65):
+        with pytest.raises(ValueError, match=r"1\.\.64"):
+            core.shift(wrong)
+
+
+def test_a_part_of_a_larger_painting() -> None:
+    outs = []
+    for large in (False, True):
+        core = _C.Stabilizer(2)
+        for frame, painting in clip(61, 83):
+            core.motion(frame)
+            if large:
+                around = np.zeros((70, 90, 3), np.uint8)
+                around[3:64, 5:88] = painting
+                painting = around[3:64, 5:88]
+            outs.append(core.blend(painting, 0.6, 0.7))
+    half = len(outs) // 2
+    for one, other in zip(outs[:half], outs[half:], strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(ValueError, match="contiguous rows"):
+        core.blend(around[3:64, 5:88, ::-1], 0.5, 0.5)
+
+
+def test_less_is_mixed_where_the_grid_goes_along() -> None:
+    rng = np.random.default_rng(3)
+    picture, far = scene(96, 160), []
+    paintings = [rng.integers(100, 156, (96, 160, 3)).astype(np.uint8) for _ in range(2)]
+    for move, period in ((0.0, 4), (2.0, 1), (2.0, 4)):  # only the last one moves the grid
+        core = _C.Stabilizer(2)
+        for t, painting in enumerate(paintings):
+            core.motion(cut(picture, 96, 160, 40 - move * t, 40))
+            core.shift(period)
+            out = core.blend(painting, 0.5, 0.5, False)
+        far.append(np.abs(out.astype(int) - paintings[-1]).mean())
+    assert far[2] < 0.75 * min(far[:2])

@@ -16,7 +16,7 @@ from tiny import save_tiny
 
 import fastgen
 from fastgen import video
-from fastgen.video import _segments
+from fastgen.video import _segments, _stylize
 
 pytest.importorskip("av")
 
@@ -62,6 +62,29 @@ def test_resume(tmp_path: Path, style: Path, monkeypatch: pytest.MonkeyPatch) ->
         np.testing.assert_array_equal(a.image, b.image)
     assert sound_of(out) == sound_of(path)
     assert sorted(os.listdir(tmp_path)) == ["clip.mkv", "out.mkv", "whole.mkv"]
+
+
+def test_a_steadied_video_goes_on_on_the_same_grid(
+    tmp_path: Path, style: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from test_stabilizer_kernels import cut, scene
+
+    (tmp_path / "in").mkdir()
+    picture = scene(96, 128)
+    for t in range(30):  # 3 pixels to the left in every frame: the grid has moved by 3 * 19
+        frame = cut(picture, 96, 128, 3 * t, 2)
+        Image.fromarray(frame).save(tmp_path / "in" / f"{t:05d}.png")
+    source = str(tmp_path / "in" / "%05d.png")
+    monkeypatch.setattr(_segments, "FRAMES", 8)
+    monkeypatch.setattr(_stylize, "WARM_UP", 5)  # from frame 14, whose grid is 2 pixels off
+    options: dict[str, Any] = {"codec": "ffv1", "stabilize": True, "fps": 30}
+    whole, out = tmp_path / "whole.mkv", tmp_path / "out.mkv"
+    video.stylize_video(source, whole, style, **options)
+    with pytest.raises(KeyboardInterrupt):
+        video.stylize_video(source, out, style, progress=_StopAt(19), **options)
+    assert video.stylize_video(source, out, style, resume=True, **options).resumed == 19
+    for a, b in zip(frames(whole)[19:], frames(out)[19:], strict=True):
+        assert np.abs(a.image.astype(int) - b.image).mean() < 1
 
 
 @pytest.mark.parametrize("changed", ["masks/00007.png", "frames/00009.png", "masks/00099.png"])

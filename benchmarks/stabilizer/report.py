@@ -30,11 +30,13 @@ def markdown(report: dict[str, Any]) -> str:
 def _words(style: dict[str, Any]) -> str:
     text = [f"{style['model']}, {style['precision']}, {style['threads']} threads."]
     if "price" in style:
-        price = style["price"]
-        text.append(
-            f"Price at 640x480: {price['stabilizer_ms']:.2f} ms, {100 * price['share']:.1f} % of "
-            f"the network's {price['network_ms']:.2f} ms."
-        )
+        prices = {"": style["price"], ", under a pan": style["price"].get("pan")}
+        for when, price in prices.items():
+            if price:
+                text.append(
+                    f"Price at 640x480{when}: {price['stabilizer_ms']:.2f} ms, "
+                    f"{100 * price['share']:.1f} % of the network's {price['network_ms']:.2f} ms."
+                )
     if "objective" in style:
         value = style["objective"]
         text.append(

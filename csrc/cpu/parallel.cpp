@@ -100,7 +100,8 @@ int default_threads() {
   return std::clamp(count, 1, kMaxThreads);
 }
 
-// A worker that sleeps or has slept: whether it is kept off a CPU, the CPUs it had before and has now.
+// A worker that sleeps or has slept: whether it is kept off a CPU, the CPUs it had before and has
+// now.
 struct Pool::Sleeper {
   bool asleep = false, apart = false;
 #ifdef __linux__

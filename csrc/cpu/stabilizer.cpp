@@ -16,24 +16,27 @@
 #include "isa.h"
 #include "parallel.h"
 #include "stabilizer_kernels.h"
+#include "stabilizer_planes.h"
 
 namespace fastgen {
 namespace {
 
-constexpr int kPad = 16;        // repeated pixels around each level: patches may leave by this much
-constexpr int kLevels = 5;      // halvings
-constexpr int kSmallest = 16;   // sides of a level that is halved again are at least twice this
-constexpr int kReach = 12;      // how far a patch may leave the picture, and move on a level
-constexpr float kAlike = 0.5f;  // pixels of the half size: neighbours that move alike
-constexpr float kStill = 0.1f;  // pixels of the picture: below it a part stands still
-constexpr int kPhases = 32;     // of the cubic kernel in a pixel
-constexpr float kOther = 12;    // a patch with this difference is another one
+constexpr int kLevels = 5;       // halvings
+constexpr int kSmallest = 16;    // sides of a level that is halved again are at least twice this
+constexpr int kReach = 12;       // how far a patch may leave the picture, and move on a level
+constexpr float kAlike = 0.5f;   // pixels of the half size: neighbours that move alike
+constexpr float kStill = 0.1f;   // pixels of the picture: below it a part stands still
+constexpr float kOther = 12;     // a patch with this difference is another one
+constexpr double kShift = 0.05;  // of the patches: the least gain for which the grid moves
+// What paintings differ by whatever the grid does, and the power of what is left with which less is
+// mixed where the grid goes along.
+constexpr double kOff = 0.2, kCalm = 0.3;
 constexpr double kCut = 0.5;    // with this share of them the frame is another scene
 constexpr double kHaste = 1.6;  // of the sharpness: share of what is missing that is added
 constexpr int64_t kEvery = 3;   // rows that it is measured on
 constexpr int kMostGain = 32;
 // Paintings that disagree more are mixed less, by a power of the share: see share().
-constexpr double kLeastPower = 0.86, kMostPower = 1.15, kUsual = 1670;
+constexpr double kLeastPower = 0.86, kMostPower = 1.3, kUsual = 1670;
 constexpr double kFollow = 0.3;  // of the disagreement that a frame has, into the mean
 // Strokes that are mixed are told from painted ones even at the same sharpness: so much more of
 // it, where the paintings disagree by more than kAgree.
@@ -49,70 +52,6 @@ const StabilizerKernels* kernels_of(const std::string& isa) {
   return stabilizer_scalar();
 }
 
-int half(int64_t size) { return static_cast<int>((size + 1) / 2); }
-
-// The cubic kernel at each phase, times 64, with an exact sum.
-struct Cubic {
-  int16_t taps[kPhases][4];
-
-  Cubic() {
-    for (int p = 0; p < kPhases; ++p) {
-      const double t = static_cast<double>(p) / kPhases, s = 1 - t;
-      const double exact[4] = {-0.5 * t * s * s, 1 + t * t * (1.5 * t - 2.5),
-                               1 + s * s * (1.5 * s - 2.5), -0.5 * s * t * t};
-      int sum = 0;
-      for (int i = 0; i < 4; ++i) {
-        taps[p][i] = static_cast<int16_t>(std::lround(64 * exact[i]));
-        sum += taps[p][i];
-      }
-      taps[p][t < 0.5 ? 1 : 2] = static_cast<int16_t>(taps[p][t < 0.5 ? 1 : 2] + 64 - sum);
-    }
-  }
-};
-
-const Cubic& cubic() {
-  static const Cubic table;
-  return table;
-}
-
-// A gray picture with its border repeated.
-struct Plane {
-  int width = 0, height = 0;
-  int64_t row = 0;
-  std::vector<uint8_t> data;
-
-  void resize(int w, int h) {
-    width = w, height = h;
-    // A patch at the last pixel reaches behind it by its own size.
-    row = (w + 2 * kPad + kFlowPatch + 63) / 64 * 64;
-    data.assign(static_cast<size_t>(row) * (h + 2 * kPad + kFlowPatch) + 64, 0);
-  }
-  uint8_t* at(int x, int y) { return data.data() + (y + kPad) * row + x + kPad; }
-  const uint8_t* at(int x, int y) const { return const_cast<Plane*>(this)->at(x, y); }
-  void pad_row(int y) {
-    uint8_t* p = at(0, y);
-    std::memset(p - kPad, p[0], kPad);
-    std::memset(p + width, p[width - 1], row - kPad - width);
-  }
-  void pad_rows() {
-    for (int y = 1; y <= kPad; ++y) std::memcpy(at(-kPad, -y), at(-kPad, 0), row);
-    for (int y = 0; y < kPad + kFlowPatch; ++y)
-      std::memcpy(at(-kPad, height + y), at(-kPad, height - 1), row);
-  }
-};
-
-struct Grid {
-  int columns = 0, rows = 0;
-  std::vector<FlowVector> now, before;
-
-  void resize(const Plane& plane) {
-    columns = (plane.width + kFlowPatch - 1) / kFlowPatch;
-    rows = (plane.height + kFlowPatch - 1) / kFlowPatch;
-    now.assign(static_cast<size_t>(columns) * rows, FlowVector{});
-    before = now;
-  }
-};
-
 }  // namespace
 
 struct Stabilizer::Impl {
@@ -123,7 +62,8 @@ struct Stabilizer::Impl {
   pid_t owner = getpid();
 
   int64_t width = 0, height = 0;
-  bool known = false;  // `state` is the painting of the frame before
+  bool seen = false;   // the newest pyramid is of the frame before
+  bool known = false;  // `state` is its painting
   bool follows = false, moved = false;
   int levels = 0;
   Plane pyramid[2][kLevels];
@@ -132,6 +72,7 @@ struct Stabilizer::Impl {
   std::vector<uint8_t> state[2];
   int painted = 0;
   double gain = 0;           // of the sharpening, 0..1
+  double calm = 1;           // where parts move, the share that is mixed is less by it
   double disagreement = -1;  // of paintings, along the motion: mean square; below 0: not known
   std::vector<double> sums;
   std::vector<int64_t> counts;
@@ -152,7 +93,7 @@ struct Stabilizer::Impl {
   void resize(int64_t w, int64_t h) {
     if (w == width && h == height) return;
     width = height = 0;  // as long as it is not complete
-    known = false;
+    seen = known = false;
     int across = half(w), down = half(h);
     for (levels = 0; levels < kLevels;) {
       for (auto& p : pyramid) p[levels].resize(across, down);
@@ -272,6 +213,32 @@ struct Stabilizer::Impl {
     moved = follows;
   }
 
+  // A patch that moved by d and a grid that moved by k disagree like 1 - cos(2 pi (d - k) /
+  // period): the k in which the most patches agree, for each axis. 0, unless it is better by a
+  // margin. What the paintings agree better by then, mixing need not bring about.
+  void shift(int period, int* x, int* y) {
+    const float turn = static_cast<float>(2 * M_PI) / static_cast<float>(period);
+    double sums[2][2] = {}, patches = 0;
+    for (const FlowVector& v : grid[0].now) {
+      if (!(v.error < kOther)) continue;
+      ++patches;
+      const float turns[2] = {-2 * v.x * turn, -2 * v.y * turn};
+      for (int i = 0; i < 2; ++i)
+        sums[i][0] += std::cos(turns[i]), sums[i][1] += std::sin(turns[i]);
+    }
+    int* const to[2] = {x, y};
+    double stays = kOff * patches, moves = stays;
+    for (int i = 0; i < 2; ++i) {
+      double most = sums[i][0];
+      for (int k = 1; k < period; ++k) {
+        const double agree = sums[i][0] * std::cos(k * turn) + sums[i][1] * std::sin(k * turn);
+        if (agree > std::max(most, sums[i][0] + kShift * patches)) most = agree, *to[i] = k;
+      }
+      stays += patches - sums[i][0], moves += patches - most;
+    }
+    calm = patches > 0 ? std::pow(moves / stays, kCalm) : 1;
+  }
+
   // The painting of the frame before, where a tile of this frame was.
   void warp(int64_t x, int64_t y, float dx, float dy, uint8_t* out, int64_t out_row) const {
     const uint8_t* from = state[painted].data();
@@ -318,7 +285,8 @@ struct Stabilizer::Impl {
   }
 
   // One row of tiles: weights from the residuals, then the mixture.
-  void strip(int64_t j, int thread, const uint8_t* paint, int moving, int still) {
+  void strip(int64_t j, int thread, const uint8_t* paint, int64_t paint_row, int moving,
+             int still) {
     const Grid& g = grid[0];
     const Plane& now = pyramid[newest][0];
     const int64_t row = 3 * width, half_row = now.row, strip_bytes = strip_row(width);
@@ -355,13 +323,14 @@ struct Stabilizer::Impl {
         std::memcpy(wide + 6 * x, &six, 8);
       }
       for (int r = 2 * y; r < std::min(2 * y + 2, rows); ++r) {
-        const int64_t at = (j * kWarpTile + r) * row;
-        kernels().blend(paint + at, warped + r * strip_bytes, wide, static_cast<int>(row),
-                        out + at);
+        const int64_t at = j * kWarpTile + r;
+        kernels().blend(paint + at * paint_row, warped + r * strip_bytes, wide,
+                        static_cast<int>(row), out + at * row);
       }
       if (y % 4 == 0)
-        kernels().differences(paint + (j * kWarpTile + 2 * y) * row, warped + 2 * y * strip_bytes,
-                              wide, static_cast<int>(row), moving / 2, &found[0], &found[1]);
+        kernels().differences(paint + (j * kWarpTile + 2 * y) * paint_row,
+                              warped + 2 * y * strip_bytes, wide, static_cast<int>(row), moving / 2,
+                              &found[0], &found[1]);
     }
   }
 
@@ -373,19 +342,21 @@ struct Stabilizer::Impl {
     disagreement = disagreement < 0 ? now : disagreement + kFollow * (now - disagreement);
   }
 
-  void mix(const uint8_t* paint, uint8_t* out, double moving, double still, bool sharpen) {
+  void mix(const uint8_t* paint, int64_t paint_row, uint8_t* out, double moving, double still,
+           bool sharpen) {
     const int64_t row = 3 * width, bytes = row * height;
     if (!known || !follows) {
-      std::memcpy(state[painted].data(), paint, bytes);
-      std::memcpy(out, paint, bytes);
+      for (int64_t y = 0; y < height; ++y) std::memcpy(out + y * row, paint + y * paint_row, row);
+      std::memcpy(state[painted].data(), out, bytes);
       gain = 0;
       disagreement = -1;
       known = true;
       return;
     }
-    const int most = share(moving), most_still = share(still);
-    workers().run(grid[0].rows,
-                  [&](int64_t j, int thread) { strip(j, thread, paint, most, most_still); });
+    const int most = share(moving * calm), most_still = share(still);
+    workers().run(grid[0].rows, [&](int64_t j, int thread) {
+      strip(j, thread, paint, paint_row, most, most_still);
+    });
     learn_disagreement();
     painted = 1 - painted;
     const uint8_t* from = state[painted].data();
@@ -411,8 +382,9 @@ struct Stabilizer::Impl {
       double *sum = &sums[2 * item], total[2] = {};
       for (int64_t y = first + 1; y < last - 1; y += kEvery)
         for (int i = 0; i < 2; ++i) {
-          const uint8_t* p = (i ? out : paint) + y * row;
-          total[i] += kernels().laplacian(p - row, p, p + row, row_bytes);
+          const int64_t step = i ? row : paint_row;
+          const uint8_t* p = (i ? out : paint) + y * step;
+          total[i] += kernels().laplacian(p - step, p, p + step, row_bytes);
         }
       std::copy_n(total, 2, sum);
     });
@@ -436,7 +408,7 @@ Stabilizer::~Stabilizer() {
 
 void Stabilizer::reset() {
   std::lock_guard<std::mutex> lock(impl_->mutex);
-  impl_->known = impl_->follows = impl_->moved = false;
+  impl_->seen = impl_->known = impl_->follows = impl_->moved = false;
 }
 
 bool Stabilizer::motion(const uint8_t* frame, int64_t width, int64_t height) {
@@ -449,22 +421,30 @@ bool Stabilizer::motion(const uint8_t* frame, int64_t width, int64_t height) {
   for (int l = 0; l < s.levels; ++l) s.grid[l].before.swap(s.grid[l].now);
   s.build(frame);
   s.follows = false;
-  if (s.known)
+  s.calm = 1;
+  if (s.seen)
     s.find_motion();
   else
     s.moved = false;
+  s.seen = true;
   return s.follows;
 }
 
-void Stabilizer::blend(const uint8_t* paint, uint8_t* out, int64_t width, int64_t height,
-                       double moving, double still, bool sharpen) {
+void Stabilizer::shift(int period, int* x, int* y) {
+  std::lock_guard<std::mutex> lock(impl_->mutex);
+  *x = *y = 0;
+  if (impl_->follows) impl_->shift(period, x, y);
+}
+
+void Stabilizer::blend(const uint8_t* paint, int64_t paint_row, uint8_t* out, int64_t width,
+                       int64_t height, double moving, double still, bool sharpen) {
   Impl& s = *impl_;
   std::lock_guard<std::mutex> lock(s.mutex);
   if (width != s.width || height != s.height || width == 0)
     throw std::invalid_argument("the painting has another size than the frame before it");
   if (!(moving >= 0 && moving <= 1 && still >= 0 && still <= 1))
     throw std::invalid_argument("shares must be in 0..1");
-  s.mix(paint, out, moving, still, sharpen);
+  s.mix(paint, paint_row, out, moving, still, sharpen);
 }
 
 void Stabilizer::vectors(int64_t* columns, int64_t* rows, std::vector<float>* values) const {

@@ -13,6 +13,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fastgen._keyframes import read_keyframes
 from fastgen.image import DEFAULT_MAX_PIXELS
 from fastgen.stabilizer import Stabilizer, stabilizer_strength
@@ -206,9 +208,9 @@ def stylize_video(
                 "size": [clip.width, clip.height],
             }
             parts = Path(f"{target}.parts")
-            warm = WARM_UP if steadiness else 0
+            watch = painter.watch if steadiness else None
             segments = _encode(
-                clip, paint, parts, encoding, identity, resume, warm, begin, result, progress
+                clip, paint, parts, encoding, identity, resume, watch, begin, result, progress
             )
             has_sound = sound and name != "-" and not is_pattern(name)
             window = begin if start else None, None if end is None else Fraction(end)
@@ -240,7 +242,7 @@ def _encode(
     encoding: Encoding,
     identity: dict[str, Any],
     resume: bool,
-    warm: int,
+    watch: Callable[[np.ndarray], None] | None,
     begin: Fraction,
     result: VideoResult,
     progress: Callable[[int, int | None], None] | None,
@@ -256,7 +258,7 @@ def _encode(
             segments.frames,
             result,
             progress,
-            warm,
+            watch,
         )
         segments.finish()
     except BaseException:
@@ -283,13 +285,14 @@ def _run(
     skip: int,
     result: VideoResult,
     progress: Callable[[int, int | None], None] | None,
-    warm: int = 0,
+    watch: Callable[[np.ndarray], None] | None = None,
 ) -> None:
     """Reads and writes in threads of their own; this one paints.
 
-    Of the frames that are skipped the last ``warm`` are painted, but not written.
+    Of the frames that are skipped a stabilizer gets the last ones painted, though they are not
+    written, and those before are given to ``watch``.
     """
-    number = first = max(0, skip - warm)
+    number = first = max(0, skip - (WARM_UP if watch else 0))
     busy = result.busy = {"read": 0.0, "paint": 0.0, "write": 0.0}
     stop = threading.Event()
     ahead: queue.Queue[Frame | None] = queue.Queue(AHEAD)
@@ -306,7 +309,10 @@ def _run(
     def reading() -> None:
         frames = _timed(iter(clip), busy)
         for index, frame in enumerate(frames):
-            if index >= first and not _put(ahead, frame, stop):
+            if index < first:
+                if watch is not None:
+                    watch(frame.image)
+            elif not _put(ahead, frame, stop):
                 return
         _put(ahead, None, stop)
 
