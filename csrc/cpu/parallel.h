@@ -50,7 +50,7 @@ class Pool {
   const Job* job_ = nullptr;
   std::unique_ptr<Share[]> shares_;
   std::unique_ptr<Sleeper[]> sleepers_;  // under mutex_
-  std::atomic<uint64_t> state_{0};  // see parallel.cpp
+  std::atomic<uint64_t> state_{0};       // see parallel.cpp
   std::atomic<bool> stop_{false};
   std::atomic<bool> waiting_{false};  // the caller sleeps until nobody is inside
   std::mutex mutex_;
