@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -49,16 +50,20 @@ class Watched:
             time.sleep(0.005)
         raise TimeoutError("the worker does not go to sleep")
 
-    def during_a_run(self) -> list[set[int]]:
-        """The worker's CPUs, looked at all along a run of another thread."""
-        thread = threading.Thread(target=self.runner.run, args=(self.image,))
-        seen = []
-        thread.start()
-        while thread.is_alive():
-            seen.append(self.cpus())
-            time.sleep(0.0005)
-        thread.join()
-        return seen
+    def during_a_run(self, look: Callable[[set[int]], bool]) -> bool:
+        """Shows the worker's CPUs all along runs of another thread, until ``look`` has enough."""
+        for _ in range(50):  # on a busy machine a run can be over before it is looked at
+            self.wait_asleep()
+            thread = threading.Thread(target=self.runner.run, args=(self.image,))
+            thread.start()
+            enough = False
+            while thread.is_alive() and not enough:
+                enough = look(self.cpus())
+                time.sleep(0.0002)
+            thread.join()
+            if enough:
+                return True
+        return False
 
 
 @pytest.fixture
@@ -71,31 +76,33 @@ def test_a_woken_worker_is_kept_off_the_callers_cpu(watched: Watched) -> None:
     everywhere = os.sched_getaffinity(0)
     watched.wait_asleep()
     assert watched.cpus() == everywhere
-    apart = [cpus for cpus in watched.during_a_run() if cpus != everywhere]
-    assert apart
-    assert all(cpus < everywhere for cpus in apart)
-    assert all(len(everywhere - cpus) == 1 for cpus in apart)
+    assert watched.during_a_run(
+        lambda cpus: cpus < everywhere and len(everywhere - cpus) == 1,
+    )
     watched.wait_asleep()
     assert watched.cpus() == everywhere
     np.testing.assert_array_equal(watched.runner.run(watched.image), watched.expected)
 
 
 def test_cpus_that_were_chosen_meanwhile_stay(watched: Watched) -> None:
-    (first, *_) = os.sched_getaffinity(0)
+    everywhere = os.sched_getaffinity(0)
+    (first, *_) = everywhere
     watched.wait_asleep()
     os.sched_setaffinity(watched.worker, {first})  # asleep
-    assert all(cpus == {first} for cpus in watched.during_a_run())
+    assert not watched.during_a_run(lambda cpus: cpus != {first})
     watched.wait_asleep()
     assert watched.cpus() == {first}
-    os.sched_setaffinity(watched.worker, os.sched_getaffinity(0))
+    os.sched_setaffinity(watched.worker, everywhere)
 
-    thread = threading.Thread(target=watched.runner.run, args=(watched.image,))
-    thread.start()
-    everywhere = os.sched_getaffinity(0)
-    while (apart := watched.cpus()) == everywhere and thread.is_alive():
-        time.sleep(0.0002)
-    (callers, *_) = everywhere - apart
-    os.sched_setaffinity(watched.worker, {callers})  # awake
-    thread.join()
+    chosen: set[int] = set()
+
+    def choose(cpus: set[int]) -> bool:
+        if cpus == everywhere:
+            return False
+        chosen.update(everywhere - cpus)  # the caller's
+        os.sched_setaffinity(watched.worker, chosen)  # awake
+        return True
+
+    assert watched.during_a_run(choose)
     watched.wait_asleep()
-    assert watched.cpus() == {callers}
+    assert watched.cpus() == chosen
