@@ -192,8 +192,12 @@ class Graph:
         is painted as before, moved by 4 pixels; by 1 it is not.
 
         Returns:
-            None where values have no place in the picture (linear layers), or places of their own.
+            None where pictures have one size only, or values no place in the picture (linear
+            layers) or places of their own.
         """
+        sides = [side for item in self.inputs for side in item.shape[2:]]
+        if not all(isinstance(side, Dim) for side in sides):
+            return None
         scales = {item.name: Fraction(1) for item in self.inputs if len(item.shape) == 4}
         for node in self.nodes:
             # What else a norm reads has no places.

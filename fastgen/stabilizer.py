@@ -108,34 +108,35 @@ class Stabilizer:
         with self._lock:
             strength = self._strength
             frame = np.ascontiguousarray(frame)
-            self._follow(frame)
-            if options.get("mask") is None and options.get("stroke_size") is None:
-                painting = self._paint_on_grid(frame, options)
-            else:
-                painting = np.ascontiguousarray(self._stylizer(frame, **options))
+            self._follow(frame, options.get("mask") is None and options.get("stroke_size") is None)
+            painting = self._paint_on_grid(frame, options)
             return self._core.blend(  # type: ignore[no-any-return]
                 painting, _MOVING * strength, _STILL * strength
             )
 
-    def watch(self, frame: np.ndarray) -> None:
+    def watch(self, frame: np.ndarray, *, grid: bool = True) -> None:
         """Follows the motion of a frame that is not painted.
 
         A run that is to end as another one, which has painted more frames before, watches those.
 
         Args:
             frame: as for a call.
+            grid: whether the network's grid goes along; False for frames that are painted with
+                ``mask`` or ``stroke_size``.
 
         Raises:
             TypeError, ValueError: as a call.
         """
         _check_frame(frame)
+        if self._strength == 0:
+            self.reset()
+            return
         with self._lock:
-            if self._strength:
-                self._follow(np.ascontiguousarray(frame))
+            self._follow(np.ascontiguousarray(frame), grid)
 
-    def _follow(self, frame: np.ndarray) -> None:
+    def _follow(self, frame: np.ndarray, grid: bool) -> None:
         follows = self._core.motion(frame)
-        if not follows or min(frame.shape[:2]) < 2 * _MOST_STRIDE:
+        if not follows or not grid or min(frame.shape[:2]) < 2 * _MOST_STRIDE:
             self._grid = (0, 0)
         elif self._stride > 1:
             moved = self._core.shift(self._stride)
@@ -144,12 +145,10 @@ class Stabilizer:
 
     def _paint_on_grid(self, frame: np.ndarray, options: dict[str, Any]) -> np.ndarray:
         x, y = self._grid
-        if not (x or y):
-            return np.ascontiguousarray(self._stylizer(frame, **options))
         height, width = frame.shape[:2]
-        painting = np.ascontiguousarray(
-            self._stylizer(_shifted(frame, x, y, self._stride), **options)
-        )
+        if x or y:
+            frame = _shifted(frame, x, y, self._stride)
+        painting = np.ascontiguousarray(self._stylizer(frame, **options))
         return painting[y : y + height, x : x + width]
 
 

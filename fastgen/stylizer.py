@@ -119,7 +119,7 @@ class Stylizer:
 
     # Networks of a picture, and whether they are several; see ``_mix``.
     _parts: tuple[Stylizer | None, ...]
-    _stride: int | None  # see ``Graph.stride``
+    _stride: int | None = None  # see ``Graph.stride``; None: pictures are not to be shifted
 
     def __new__(cls, style: Style, **_: Any) -> Stylizer:
         """Several styles are a ``StyleMix``, which is called in the same way."""
@@ -150,10 +150,11 @@ class Stylizer:
             threads = int(threads)
         ckpt = load_style(style)  # type: ignore[arg-type]
         self._parts = (self,)
-        self._stride = ckpt.graph.stride()
         self._runner, why = backends.compile_graph(
             backend, ckpt.graph, ckpt.weights, precision, threads, ckpt.ranges
         )
+        if not getattr(self._runner, "sized_engines", False):
+            self._stride = ckpt.graph.stride()
         self._bands: dict[str, Any] = {"band_rows": band_rows, "recompute": recompute}
         if self._runner.backend != "cpu":
             if band_rows not in (None, "auto") or recompute != "auto":

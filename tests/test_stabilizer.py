@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,6 +124,44 @@ def test_frames_that_are_watched_count_for_the_grid(paint: fastgen.Stylizer) -> 
         other.watch(frame)
     for frame in frames[5:]:
         np.testing.assert_array_equal(one(frame), other(frame))
+
+
+@pytest.mark.parametrize("options", [{"stroke_size": 2.6}, {"mask": True}])
+def test_where_the_grid_stays_as_much_is_mixed_as_before(
+    paint: fastgen.Stylizer, options: dict[str, Any]
+) -> None:
+    stylizer: Any = paint
+    if "mask" in options:
+        stylizer = fastgen.Stylizer(["none", paint])
+        options = {"mask": np.repeat([[0, 1]], 64, 1).repeat(96, 0).astype(bool)}
+    one, other = (fastgen.Stabilizer(stylizer) for _ in range(2))
+    other._stride = 1
+    for frame in pan(4):
+        np.testing.assert_array_equal(one(frame, **options), other(frame, **options))
+
+
+def test_a_frame_that_was_not_painted_is_not_mixed_in(paint: fastgen.Stylizer) -> None:
+    frames = pan(4)
+    stabilizer = fastgen.Stabilizer(paint, strength=1)
+    for frame in frames[:2]:
+        stabilizer(frame)
+    with pytest.raises(TypeError, match="speed"):
+        stabilizer(frames[2], speed=3)
+    grid = stabilizer._grid
+    out = stabilizer(frames[3])
+    assert stabilizer._grid != grid  # the motion is known, the painting is not
+    plain = fastgen.Stabilizer(paint, strength=1e-9)
+    for frame in frames:
+        wanted = plain(frame)
+    np.testing.assert_array_equal(out, wanted)
+
+
+def test_networks_of_one_size_are_not_shifted() -> None:
+    graph = models.create("compact_net", width=4, blocks=1)
+    size = (Dim("N"), 3, 96, 128)
+    fixed = Graph("fixed", (Input("image", size),), graph.nodes, graph.outputs)
+    assert graph.stride() == 4
+    assert fixed.stride() is None
 
 
 def test_stride_of_graphs() -> None:

@@ -62,8 +62,9 @@ struct Stabilizer::Impl {
   pid_t owner = getpid();
 
   int64_t width = 0, height = 0;
-  bool seen = false;   // the newest pyramid is of the frame before
-  bool known = false;  // `state` is its painting
+  bool seen = false;        // the newest pyramid is of the frame before
+  bool painted_it = false;  // and it was painted
+  bool known = false;       // `state` is its painting
   bool follows = false, moved = false;
   int levels = 0;
   Plane pyramid[2][kLevels];
@@ -345,6 +346,7 @@ struct Stabilizer::Impl {
   void mix(const uint8_t* paint, int64_t paint_row, uint8_t* out, double moving, double still,
            bool sharpen) {
     const int64_t row = 3 * width, bytes = row * height;
+    painted_it = true;
     if (!known || !follows) {
       for (int64_t y = 0; y < height; ++y) std::memcpy(out + y * row, paint + y * paint_row, row);
       std::memcpy(state[painted].data(), out, bytes);
@@ -422,6 +424,9 @@ bool Stabilizer::motion(const uint8_t* frame, int64_t width, int64_t height) {
   s.build(frame);
   s.follows = false;
   s.calm = 1;
+  // Along the motion from a frame that was not painted, an older painting would be out of place.
+  if (!s.painted_it) s.known = false;
+  s.painted_it = false;
   if (s.seen)
     s.find_motion();
   else

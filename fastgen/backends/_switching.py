@@ -45,6 +45,8 @@ class SwitchingRunner:
         why: why ``fast`` was chosen.
     """
 
+    sized_engines = True  # those of ``fast``
+
     def __init__(self, fast: Any, slow: Any, why: str) -> None:
         self._fast, self._slow = fast, slow
         self._serving = slow

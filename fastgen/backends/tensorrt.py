@@ -196,6 +196,7 @@ class Runner:
 
     backend = "tensorrt"
     threads = 1
+    sized_engines = True  # a frame a few pixels larger may need another engine
 
     def __init__(
         self,

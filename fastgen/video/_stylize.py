@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,9 @@ def stylize_video(
                 "size": [clip.width, clip.height],
             }
             parts = Path(f"{target}.parts")
-            watch = painter.watch if steadiness else None
+            watch = None
+            if steadiness:
+                watch = partial(painter.watch, grid=mask is None and stroke_size is None)
             segments = _encode(
                 clip, paint, parts, encoding, identity, resume, watch, begin, result, progress
             )
@@ -310,6 +313,8 @@ def _run(
         frames = _timed(iter(clip), busy)
         for index, frame in enumerate(frames):
             if index < first:
+                if stop.is_set():
+                    return
                 if watch is not None:
                     watch(frame.image)
             elif not _put(ahead, frame, stop):
