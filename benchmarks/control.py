@@ -30,7 +30,7 @@ def main() -> None:
     for line in sys.stdin:
         threads = 1 if line.strip() == "one" else spec["threads"]
         # As for the engine: runs that are not timed come before each that is.
-        repeats = max(1, math.ceil(spec["lead_in"] / spec["seconds"])) + 1
+        repeats = math.ceil(spec["lead_in"] / spec["seconds"]) + 1
         print(json.dumps(_C.fixed_work_seconds("", rounds, threads, repeats)[-1]), flush=True)
 
 

@@ -40,7 +40,6 @@ __all__ = ["lines", "measure", "write"]
 PAGE = ROOT / "docs" / "performance.md"
 MARKS = "<!-- scaling:begin -->", "<!-- scaling:end -->"
 PRECISIONS = ("fp32", "bf16", "int8")
-LEAD_IN_S = 0.02
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -52,7 +51,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             for width, height in args.sizes:
                 for precision in args.precisions:
                     spec = {"style": str(style), "backend": "cpu", "precision": precision}
-                    spec |= {"width": width, "height": height, "lead_in": LEAD_IN_S}
+                    spec |= {"width": width, "height": height}
+                    if args.lead_in > 0:
+                        spec["lead_in"] = args.lead_in
                     row = {"network": architecture, "weights": note, "size": f"{width}x{height}"}
                     rows.append(row | {"precision": precision, "spec": spec})
         # The machine's speed changes for seconds at a time: each row is measured in several passes
@@ -83,7 +84,7 @@ def _turns(spec: dict[str, Any], args: argparse.Namespace) -> dict[str, list[flo
         seconds = median(every.ask("step") for _ in range(3))
         control = Process(
             "benchmarks.control",
-            {"seconds": seconds, "threads": args.threads, "lead_in": LEAD_IN_S},
+            {"seconds": seconds, "threads": args.threads, "lead_in": args.lead_in},
         )
         processes.append(control)
         steps = [(one, "step"), (every, "step"), (control, "one"), (control, "all")]
@@ -169,6 +170,9 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--seconds", type=float, default=8.0, help="a row (%(default)s)")
     parser.add_argument("--rounds", type=int, default=21, help="at least (%(default)s)")
+    parser.add_argument(
+        "--lead-in", type=float, default=0.02, help="seconds (%(default)s); 0: frames one by one"
+    )
     parser.add_argument("--passes", type=int, default=3, help="over all rows (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results and the page")
