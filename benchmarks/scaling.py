@@ -179,6 +179,11 @@ def main() -> int:
     args = parser.parse_args()
     if args.threads < 2:
         parser.error(f"--threads is {args.threads}, must be at least 2")
+    if args.passes < 1 or args.lead_in < 0:
+        parser.error(
+            f"--passes is {args.passes} and --lead-in {args.lead_in:g}; "
+            "they must be at least 1 and 0"
+        )
     try:
         result = measure(args)
         if args.save:

@@ -164,6 +164,21 @@ def test_networks_of_one_size_are_not_shifted() -> None:
     assert fixed.stride() is None
 
 
+def test_engines_for_sizes_get_frames_of_one_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastgen.backends import cpu
+
+    style = save_tiny(tmp_path)
+    assert fastgen.Stabilizer(fastgen.Stylizer(style, backend="cpu"))._stride == 4
+    monkeypatch.setattr(cpu.Runner, "sized_engines", True, raising=False)  # as TensorRT's
+    stylizer = fastgen.Stylizer(style, backend="cpu")
+    stabilizer = fastgen.Stabilizer(stylizer)
+    for frame in pan(3):
+        stabilizer(frame)
+    assert (stabilizer._stride, stabilizer._grid) == (1, (0, 0))
+
+
 def test_stride_of_graphs() -> None:
     assert models.create("compact_net").stride() == 4
     assert models.create("saae_mnist").stride() is None
