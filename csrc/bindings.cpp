@@ -118,9 +118,11 @@ ConvSpec conv(const py::handle& o) {
 ValueShape value_shape(const py::handle& item) {
   const auto t = item.cast<py::tuple>();
   if (t.size() != 8)
-    throw std::invalid_argument("a value is (n, c, h, w, planar, dtype, offset, image)");
-  return {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>(), t[3].cast<int64_t>(),
-          t[4].cast<bool>(),    t[5].cast<int>(),     t[6].cast<int64_t>(), t[7].cast<int64_t>()};
+    throw std::invalid_argument("a value is (n, c, h, w, layout, dtype, offset, image)");
+  const int layout = t[4].cast<int>();
+  return {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>(),
+          t[3].cast<int64_t>(), layout == 1,          t[5].cast<int>(),
+          t[6].cast<int64_t>(), t[7].cast<int64_t>(), layout == 2};
 }
 
 // The plan keeps its engine's identity, and here also what the arrays must hold.

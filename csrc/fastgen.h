@@ -93,6 +93,8 @@ struct ValueShape {
   int dtype = kFloat32;  // in memory; kBFloat16: blocked values in the arena only
   int64_t offset = -1;  // floats from the arena's start; negative: -1 - index of the external array
   int64_t image = 0;    // floats from image to image where it is part of a larger value; 0: its own
+  bool dense = false;   // fewer than a block of channels side by side: (n, h, w, c); a convolution
+                        // writes it, and what is inside it is read in its place
 };
 
 // Steps [first, last) that a thread may run for one image after the other. `values` are read and

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fastgen.train import (
     saae_batches,
@@ -111,6 +113,15 @@ def test_a_report_of_models_and_baselines(
     monkeypatch.setattr(saae_eval, "_measure", again)
     monkeypatch.setattr(saae_eval, "controls", again)
     assert evaluate_saae(options)["models"] == report["models"]
+    grid = next(output.parent / file for file in report["pictures"] if "grid" in file)
+    whole = Image.open(grid).size
+    (output.parent / "again").mkdir()
+    alone = replace(options, generated_only=True, output=output.parent / "again" / "mnist.json")
+    shutil.copy(output, alone.output)
+    pictures = evaluate_saae(alone)["pictures"]
+    assert not [file for file in pictures if "nearest" in file]
+    assert "training" not in "".join(pictures.values())
+    assert Image.open(alone.output.parent / grid.name).size == (whole[0] - 30, whole[1])
     with pytest.raises(AssertionError, match="measured twice"):
         evaluate_saae(replace(options, styles=31))
 

@@ -145,7 +145,7 @@ def _pictures(
     models: Sequence[EvalModel], context: _Context, folder: Path, stem: str
 ) -> dict[str, str]:
     """Figures 5, 6 and 3 of the paper for the first model of each arm."""
-    data = context.data
+    data, alone = context.data, context.options.generated_only
     found: dict[str, str] = {}
     first: dict[str, EvalModel] = {}
     for model in models:
@@ -156,12 +156,14 @@ def _pictures(
         made = model.samples(data, 100, context.generator(4))
         pages.append(pictures.sheet(pictures.square(made, 10), 1))
         names.append(arm)
-    pages.append(pictures.sheet(pictures.square(data.train.images(chosen), 10), 1))
+    if not alone:
+        pages.append(pictures.sheet(pictures.square(data.train.images(chosen), 10), 1))
     file = f"{stem}_samples.png"
     pictures.save_sheet(folder / file, pictures.beside(pages))
-    found[file] = f"Random samples, left to right: {', '.join(names)}; last: training images."
+    last = "." if alone else "; last: training images."
+    found[file] = f"Random samples, left to right: {', '.join(names)}{last}"
     for arm, model in first.items():
-        if not model.takes_style:
+        if not model.takes_style or (alone and not data.has_glyphs):
             continue
         index = torch.randperm(len(data.test), generator=context.generator(5))
         styles, rows = data.test.styles(index[:12]), []
@@ -171,13 +173,15 @@ def _pictures(
             shown = data.test.contents(index[12:24])
         for style in styles:
             made = model(shown, style.expand(len(shown), *style.shape))
-            rows.append([style, *made])
+            rows.append([*made] if alone else [style, *made])
         slug = "_".join(arm.replace(",", "").split())
         file = f"{stem}_{slug}_grid.png"
-        pictures.save_sheet(folder / file, pictures.sheet([[styles[0] * 0 + 1, *shown], *rows], 1))
-        found[file] = (
-            f"{arm}: every content (columns) in the style of one unseen image (first column)."
-        )
+        head = [*shown] if alone else [styles[0] * 0 + 1, *shown]
+        pictures.save_sheet(folder / file, pictures.sheet([head, *rows], 1))
+        where = "" if alone else " (first column)"
+        found[file] = f"{arm}: every content (columns) in the style of one unseen image{where}."
+        if alone:
+            continue
         samples = model.samples(data, 16, context.generator(6))
         _, near = nearest(samples, context.train)
         file = f"{stem}_{slug}_nearest.png"

@@ -34,6 +34,9 @@ class EvalSaaeOptions:
     styles: int = option(500, help="unseen style images of the swap test")
     neighbours: int = option(2000, help="samples whose nearest training image is looked for")
     columns: int = option(36, help="contents in the grid pictures, at most")
+    generated_only: bool = option(
+        False, help="show no real image in the pictures, as of data that must not be published"
+    )
     seed: int = option(0, help="seed of styles and classes that are drawn")
     device: str = option("auto", help="auto, cpu, cuda or cuda:N")
     threads: int | None = option(None, help="CPU threads (default: torch decides)")

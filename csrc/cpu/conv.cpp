@@ -205,7 +205,7 @@ void Conv::direct_plan(const ConvShape& s, int threads, StepPlan* out) const {
 
 FinishArgs Conv::finish_args(const ConvCall& c) const {
   FinishArgs f{};
-  f.exact = c.exact;
+  f.exact = c.exact || c.out.dense;
   f.dtype = c.out.dtype;
   f.planar = c.out.planar;
   f.act = spec_.act;
@@ -415,7 +415,7 @@ void Conv::tile(const ConvCall& c, int64_t item, int thread) const {
   float* panel = c.panels + thread * c.panel_stride;
   const PackArgs a = pack_args(c, t, panel, c.copy.data && chunk == 0);
   if (rows_) return rows_tile(c, t, a);
-  if (!in_place(c)) int8_ ? isa_->pack_int8(a) : isa_->pack(a);
+  if (!in_place(c) && !winograd_direct(c)) int8_ ? isa_->pack_int8(a) : isa_->pack(a);
   if (winograd_ && int8_) return winograd_int8_tile(c, t, a);
   const void* panels[kMostBatch] = {a.dst};
   t.panels = panels;

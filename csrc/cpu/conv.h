@@ -26,6 +26,7 @@ struct ConvTensor {
   int64_t image = 0, block = 0, row = 0, pixel = 0;
   int planar = 0;
   int64_t rows = kAllRows, first = 0;  // as in Value
+  bool dense = false;                  // as in ValueShape; of outputs only
 
   int64_t place(int64_t y) const { return (y + first) % rows * row; }
 
@@ -182,6 +183,8 @@ class Conv {
   void winograd_weights();
   Scratch winograd_scratch(const StepPlan& plan) const;
   void winograd_plan(const ConvShape& shape, int threads, StepPlan* out) const;
+  bool winograd_direct(const ConvCall& c) const;
+  bool winograd_finishes(const ConvCall& c, const Tile& t) const;
   void winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack) const;
   // Rows (or columns) of the window of `count` outputs. Winograd tiles are whole, and with a stride
   // of 2 the window is one of the input's four parities.

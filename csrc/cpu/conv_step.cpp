@@ -27,7 +27,7 @@ class ConvStep final : public Step {
       const auto fits = [&](int64_t size, int64_t full) {
         return size == full || (size % 2 == 1 && size < full && spec.out_stride == 1);
       };
-      require(r.n == result.n && r.c == result.c && !r.planar && !spec.small &&
+      require(r.n == result.n && r.c == result.c && !r.planar && !r.dense && !spec.small &&
                   fits(r.h, result.h) && fits(r.w, result.w),
               label + ": the output's residual has another shape");
     }
@@ -105,7 +105,7 @@ class ConvStep final : public Step {
     const Value& v = c.value(value);
     const int planar = v.shape.planar ? 1 : 0;
     return {c.data(value), v.shape.dtype, v.image, v.block, v.row,
-            v.pixel,       planar,        v.rows,  v.first};
+            v.pixel,       planar,        v.rows,  v.first, v.shape.dense};
   }
 
   Source source_;  // as the engine knows it; the convolution may read it in another way

@@ -95,7 +95,10 @@ void Engine::add_reshape(const std::string& label, int value, int out) {
 int64_t Engine::value_floats(const ValueShape& s) {
   for (int64_t size : {s.n, s.c, s.h, s.w})
     require(size >= 1 && size <= kMaxSide, "a size is outside 1..2^24");
-  const int64_t channels = s.planar ? s.c : blocks_of(s.c) * kBlock;
+  // Images of dense values begin at whole floats, whatever their type.
+  require(!s.dense || (!s.planar && s.c < kBlock && s.c * s.h * s.w % kBlock == 0),
+          "a value of these sizes cannot be dense");
+  const int64_t channels = s.planar || s.dense ? s.c : blocks_of(s.c) * kBlock;
   int64_t floats = 1;
   for (int64_t size : {s.n, channels, s.h, s.w}) {
     floats *= size;  // at most 2^40 * 2^24 before the check
@@ -139,8 +142,9 @@ void Engine::Impl::place(const std::vector<ValueShape>& values, const std::vecto
       plan->external_floats[-1 - s.offset] = std::max(plan->external_floats[-1 - s.offset], floats);
     }
     const int64_t plane = s.h * s.w, elements = image * 4 / element_bytes(s.dtype);
+    const int64_t pixel = s.dense ? s.c : kBlock;
     plan->values.push_back(s.planar ? Value{s, elements, plane, s.w, 1}
-                                    : Value{s, elements, plane * kBlock, s.w * kBlock, kBlock});
+                                    : Value{s, elements, plane * pixel, s.w * pixel, pixel});
   }
   const int64_t images = values.empty() ? 0 : values.front().n;
   for (const Slot& slot : slots) {

@@ -64,8 +64,9 @@ class Grouped final : public Step {
     check_source(plan, slots, spec_.source, label);
     const ValueShape& in = plan.values[spec_.source.value].shape;
     const ValueShape& to = plan.values[spec_.out].shape;
-    require(in.c == spec_.inputs && to.c == spec_.outputs && in.n == to.n && !to.planar,
-            label + ": value has the wrong number of channels or images");
+    require(
+        in.c == spec_.inputs && to.c == spec_.outputs && in.n == to.n && !to.planar && !to.dense,
+        label + ": value has the wrong number of channels or images");
     require(to.dtype == kFloat32, label + ": the output must be float32");
     const PhaseSpec& p = spec_.phases[0];
     const int64_t columns = (to.w - 1) * spec_.stride + p.kw;

@@ -14,9 +14,15 @@ typedef uint16_t vh __attribute__((vector_size(VL * 2)));
 typedef uint16_t vhu __attribute__((vector_size(VL * 2), aligned(2), may_alias));
 typedef uint32_t vu __attribute__((vector_size(VL * 4)));
 
-inline vf widen(vh h, const bf16*) {
-  return reinterpret_cast<vf>(__builtin_convertvector(h, vu) << 16);
+inline vu words(vh h) {
+#if defined(__AVX512F__)  // GCC 12 would convert quarters and put them together
+  return reinterpret_cast<vu>(_mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(h)));
+#else
+  return __builtin_convertvector(h, vu);
+#endif
 }
+
+inline vf widen(vh h, const bf16*) { return reinterpret_cast<vf>(words(h) << 16); }
 
 inline vh narrow(vf x, const bf16*) {
 #if defined(__AVX512BF16__)  // subnormal numbers become zero

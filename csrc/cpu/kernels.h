@@ -122,6 +122,11 @@ struct RowsArgs {
 struct WinogradInput {
   const float* panel;  // kPanel16 window
   int64_t panel_block, panel_row;
+  // Or, with `rows`, straight from a blocked tensor of `dtype` (float32 or bfloat16): its row and
+  // column for each one of the window, -1 for zeros.
+  View src;
+  int dtype;
+  const int32_t *rows, *cols;
   int blocks, tiles_y, tiles_x, m_y, m_x, n_y;
   int bf16;   // of out, else float
   void* out;  // [n_y*6][block][tile][16]
@@ -145,6 +150,12 @@ struct WinogradOutput {
   int nb, tiles, m_y, m_x;
   const float* bias;
   float* out;  // [m_y][tiles*m_x pixels][nb*16]
+  // Or, with m_y of 2 or 4 and m_x of 4, `finish` in one go: row i, of a blocked tensor, to
+  // rows[i] or, where that is null, nowhere. No statistics, and of activations none, ReLU and
+  // LeakyReLU only. residuals[i]: the residual's row, or null.
+  const FinishArgs* finish;
+  void* const* rows;
+  const void* const* residuals;
 };
 
 // The same along the rows only (see winograd_rows.cpp): 6 rows become 6, one for each point.

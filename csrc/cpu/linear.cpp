@@ -50,7 +50,8 @@ class Linear final : public Step {
     const ValueShape &in = plan.values[spec_.source.value].shape,
                      &result = plan.values[spec_.out].shape;
     require(in.c == spec_.inputs && result.c == spec_.outputs && in.n == result.n && in.h == 1 &&
-                in.w == 1 && result.h == 1 && result.w == 1 && !in.planar && !result.planar,
+                in.w == 1 && result.h == 1 && result.w == 1 && !in.planar && !result.planar &&
+                !in.dense && !result.dense,
             label + ": linear layer on an image");
     // Parts of the images, each of which reads all weights, and of the outputs.
     const int64_t most_chunks = std::max<int64_t>(1, blocks_of(spec_.outputs) / 2);

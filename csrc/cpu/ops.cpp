@@ -12,7 +12,7 @@ constexpr int64_t kRowFloats = 16 * 1024;  // of the rows that one unit joins
 const ValueShape& shape_of(const Plan& plan, int value, const std::string& label) {
   require(value >= 0 && value < static_cast<int>(plan.values.size()), label + ": unknown value");
   const ValueShape& shape = plan.values[value].shape;
-  require(shape.dtype == kFloat32, label + ": values must be float32");
+  require(shape.dtype == kFloat32 && !shape.dense, label + ": values must be float32 in blocks");
   return shape;
 }
 

@@ -91,6 +91,7 @@ void check_source(const Plan& plan, const std::vector<Slot>& slots, const Source
   const auto known = [&](int v) { return v >= 0 && v < static_cast<int>(plan.values.size()); };
   require(known(source.value), label + ": unknown value");
   const ValueShape& shape = plan.values[source.value].shape;
+  require(!shape.dense, label + ": reads a dense value");
   int64_t height, width;
   source_size(plan, source, &height, &width);
   if (source.slot >= 0) {
@@ -109,13 +110,14 @@ void check_source(const Plan& plan, const std::vector<Slot>& slots, const Source
     // It is combined before the source's views.
     require(other.n == shape.n && other.c == shape.c && h == shape.h && w == shape.w,
             label + ": the residual has another shape");
-    require(other.dtype == shape.dtype, label + ": the residual has another type");
+    require(other.dtype == shape.dtype && !other.dense,
+            label + ": the residual has another type or layout");
   }
   if (source.store >= 0) {
     require(known(source.store) && source.views.empty(), label + ": cannot store this source");
     const ValueShape& copy = plan.values[source.store].shape;
     require(copy.n == shape.n && copy.c == shape.c && copy.h == height && copy.w == width &&
-                !copy.planar,
+                !copy.planar && !copy.dense,
             label + ": the stored copy has another shape");
   }
 }

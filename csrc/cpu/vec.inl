@@ -79,6 +79,16 @@ inline vf activate(vf x, int act, float slope) {
   }
 }
 
+// The larger one, and b where either is NaN.
+inline vf larger(vf a, vf b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<vf>(
+      _mm512_maskz_max_ps(0xffff, reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
+
 inline float activate1(float x, int act, float slope) { return activate(splat(x), act, slope)[0]; }
 
 template <int D, int... L>

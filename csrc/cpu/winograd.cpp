@@ -204,6 +204,21 @@ void Conv::winograd_plan(const ConvShape& s, int threads, StepPlan* out) const {
   out->panel_floats = winograd_scratch(*out).total();
 }
 
+// Whether the input is transformed as it lies in memory: no arithmetic on load.
+bool Conv::winograd_direct(const ConvCall& c) const {
+  const Source& s = spec_.source;
+  return winograd_ && !int8_ && spec_.stride == 1 && !c.in.planar && c.in.dtype != kFloat16 &&
+         s.pre == kActNone && s.post == kActNone && !c.scale && !c.load_residual.data &&
+         !c.copy.data && (!c.exact || spec_.inputs % kBlock == 0);
+}
+
+// Whether outputs are written as they are transformed back.
+bool Conv::winograd_finishes(const ConvCall& c, const Tile& t) const {
+  return winograd_ == 4 && winograd_rows_ != 1 && !t.stats && !c.repeated.h && !c.out.planar &&
+         !c.residual.planar && c.out.dtype != kFloat16 && spec_.act <= kActLeaky &&
+         (spec_.act != kActLeaky || (spec_.slope > 0 && spec_.slope <= 1));
+}
+
 void Conv::winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack) const {
   const Scratch s = winograd_scratch(*c.step);
   float* panel = static_cast<float*>(pack.dst);
@@ -230,6 +245,9 @@ void Conv::winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack)
   in.n_y = winograd_points();
   in.bf16 = bf16_;
   in.out = v;
+  const bool direct = winograd_direct(c), finishes = winograd_finishes(c, t);
+  in.src = pack.src;
+  in.dtype = pack.dtype;
   in.out_element = element_stride(int64_t{in.blocks} * in.tiles_y * tx * kBlock, factor_bytes());
 
   static const float zeros[2 * kBlock] = {};
@@ -254,6 +272,10 @@ void Conv::winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack)
     const int64_t width = phase_count(t.column, t.columns, phase.rx, c.shape->out.w);
     if (height <= 0 || width <= 0) continue;
     in.panel = panel + (phase.dy - low_y_) * pack.dst_row + (phase.dx - low_x_) * kBlock;
+    if (direct) {
+      in.rows = pack.src_y + (phase.dy - low_y_);
+      in.cols = pack.src_x + (phase.dx - low_x_);
+    }
     isa_->winograd_input(in);
     int64_t block = 0;
     for (int64_t g = 0; g < t.last_group; block += groups_[g], ++g) {
@@ -277,6 +299,21 @@ void Conv::winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack)
       f.pixels = static_cast<int>(width);
       for (int y = 0; y < ty; ++y) {
         o.in = m + int64_t{y} * tx * lanes;
+        void* to[6] = {};
+        const void* residuals[6] = {};
+        if (finishes) {
+          for (int i = 0; i < size && y * size + i < height; ++i) {
+            finish_place(c, t, block, (t.row + y * size + i) * spec_.out_stride + phase.ry,
+                         t.column * spec_.out_stride + phase.rx, &f);
+            to[i] = f.out;
+            residuals[i] = f.residual;
+          }
+          o.finish = &f;
+          o.rows = to;
+          o.residuals = residuals;
+          isa_->winograd_output(o);
+          continue;
+        }
         isa_->winograd_output(o);
         f.before = done[y];
         if (t.stats)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -341,7 +342,11 @@ class Joins(ABC):
                 return False
             if self.channels_last and self.plain(name) in self.result.inside:
                 return False  # other channels lie between its own
-            order = flat_order(before[0], before[1] * before[2], self.block(before[0]))
+            block = self.block(before[0])
+            if self.packs(name, before):
+                block = before[0]
+                self.result.dense.add(self.plain(name))
+            order = flat_order(before[0], before[1] * before[2], block)
             value = self.value(node.name, size=(len(order), 1, 1), inside=(self.plain(name), 0))
             self.flat[node.name] = order
             self.state[node.name] = Source(value)
@@ -356,6 +361,16 @@ class Joins(ABC):
         self.writer[value] = step
         self.state[node.name] = Source(value)
         return True
+
+    def packs(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether a value of few channels can lie in memory without the rest of a block.
+
+        In blocks a linear layer would read, and have weights for, as many zeros besides.
+        """
+        step = self.producer(name)
+        if step is None or self.channels_last or step.groups > 1 or step.small or step.flat:
+            return False
+        return shape[0] < BLOCK and prod(shape) % BLOCK == 0 and step.out not in self.result.inside
 
     def _broadcast(self, node: Node) -> None:
         if self.readers(node.name) == len(self.users[node.name]) and all(

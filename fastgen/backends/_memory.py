@@ -14,11 +14,12 @@ from fastgen.backends._steps import ConvStep, Lowered, Step
 __all__ = ["lifetimes", "place", "plan_values", "segment_steps"]
 
 Segment = tuple[int, int]  # first step, and the one behind the last
-Entry = tuple[int, int, int, int, bool, int, int, int]
+Entry = tuple[int, int, int, int, int, int, int, int]
 Placed = tuple[int, int, int, list[tuple[int, int]]]
 
 _WEIGHTS = 160 * 1024  # most weights of a step that is run image by image: of 1 MiB of cache
 _FLOAT32, _BFLOAT16 = 0, 2  # csrc/dtype.h
+_DENSE = 2  # layouts: 0 in blocks, 1 planar
 _MAP = 256 * 1024  # most numbers of a value of one image
 
 
@@ -59,23 +60,24 @@ def plan_values(
         lowered: the steps.
         shapes: shapes of all graph values.
         external: whether inputs and outputs are arrays of the caller, not parts of the arena.
-        floats_of: floats of a value (n, c, h, w, planar, dtype, offset, image).
+        floats_of: floats of a value (n, c, h, w, layout, dtype, offset, image).
         segments: see :func:`segment_steps`; those whose values are small are taken.
         keep: what the constant steps leave for the others outlives the run.
         half: values that are bfloat16 in memory.
 
     Returns:
-        Per value (n, c, h, w, planar, dtype, offset in floats, or -1 - index of an external array,
-        floats from image to image, or 0); the arena's size in floats; the number of external
-        arrays; per segment (first step, last step + 1, floats of a thread, values with their
-        offsets there).
+        Per value (n, c, h, w, layout, dtype, offset in floats, or -1 - index of an external array,
+        floats from image to image, or 0), the layout 0 for blocks, 1 planar, 2 dense; the arena's
+        size in floats; the number of external arrays; per segment (first step, last step + 1,
+        floats of a thread, values with their offsets there).
     """
     full = []
     for index, (name, planar) in enumerate(lowered.values):
         shape = (*shapes[name], 1, 1)[:4]
         c, h, w = lowered.sizes.get(index, (shape[1], None, None))
         dtype = _BFLOAT16 if index in half else _FLOAT32
-        full.append((shape[0], c, h or shape[2], w or shape[3], planar, dtype))
+        layout = _DENSE if index in lowered.dense else int(planar)
+        full.append((shape[0], c, h or shape[2], w or shape[3], layout, dtype))
     sizes = [-(-floats_of((*shape, 0, 0)) // 16) * 16 for shape in full]
     single = [-(-floats_of((1, *shape[1:], 0, 0)) // 16) * 16 for shape in full]
     touched = [
@@ -125,7 +127,7 @@ def plan_values(
     return entries, total, len(fixed), placed
 
 
-def _inside(lowered: Lowered, full: list[tuple[int, int, int, int, bool, int]], index: int) -> int:
+def _inside(lowered: Lowered, full: list[tuple[int, int, int, int, int, int]], index: int) -> int:
     """Floats from the start of the memory that a value is part of."""
     offset = 0
     while index in lowered.inside:

@@ -205,8 +205,9 @@ class Lowered:
     ``values[i]`` is the name of the graph value whose shape engine value i has, and whether it is
     planar (N,C,H,W) rather than blocked (N,C/16,H,W,16). ``sizes[i]`` replaces its channels, and
     its rows and columns where they are not None. ``inside[i] = (j, channel)``: value i is no memory
-    of its own but that of value j, from this channel (a multiple of 16) on. The first ``constant``
-    steps depend on inputs alone that are declared constant.
+    of its own but that of value j, from this channel (a multiple of 16) on. Values in ``dense``
+    have fewer channels than a block and lie in memory as (N,H,W,C). The first ``constant`` steps
+    depend on inputs alone that are declared constant.
     """
 
     values: list[tuple[str, bool]]
@@ -216,6 +217,7 @@ class Lowered:
     outputs: dict[str, int]
     sizes: dict[int, tuple[int, int | None, int | None]] = field(default_factory=dict)
     inside: dict[int, tuple[int, int]] = field(default_factory=dict)
+    dense: set[int] = field(default_factory=set)
     constant: int = 0
 
     def whole(self, value: int) -> int:
