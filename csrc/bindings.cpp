@@ -120,6 +120,7 @@ ValueShape value_shape(const py::handle& item) {
   if (t.size() != 8)
     throw std::invalid_argument("a value is (n, c, h, w, layout, dtype, offset, image)");
   const int layout = t[4].cast<int>();
+  if (layout < 0 || layout > 2) throw std::invalid_argument("a value's layout must be 0, 1 or 2");
   return {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>(),
           t[3].cast<int64_t>(), layout == 1,          t[5].cast<int>(),
           t[6].cast<int64_t>(), t[7].cast<int64_t>(), layout == 2};

@@ -77,6 +77,7 @@ struct ConvSpec {
   NormSpec norm;
   bool small = false;  // at most 4 outputs, planar
   bool flat = false;   // a linear layer
+  bool step = false;   // of an engine: all tensors are float32 or bfloat16, not planar unless small
   // Value added to the output before the activation, or -1. Where it is smaller than the output its
   // middle row and column are repeated: it holds what a convolution makes of a constant map.
   int residual = -1;

@@ -134,13 +134,46 @@ def test_a_linear_layer_has_no_weights_for_padding() -> None:
 def test_few_channels_in_bands() -> None:
     from fastgen.backends.cpu import Runner
 
-    graph = flat_graph(8, 40, 24)
-    weights = random_weights(graph)
-    x = np.random.default_rng(3).normal(size=(2, 16, 40, 24)).astype(np.float32)
-    runner = Runner(graph, weights, threads=2)
-    expected = torch_reference(graph, weights, {"x": x})["y"]
-    for result in (runner.run(x), runner.run(x, band_rows=8)):
-        np.testing.assert_allclose(result, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
+    for width in (24, 25):  # rows that do and do not end with a block
+        graph = flat_graph(8, 40, width)
+        weights = random_weights(graph)
+        x = np.random.default_rng(3).normal(size=(2, 16, 40, width)).astype(np.float32)
+        runner = Runner(graph, weights, threads=2)
+        expected = torch_reference(graph, weights, {"x": x})["y"]
+        for result in (runner.run(x), runner.run(x, band_rows=8)):
+            np.testing.assert_allclose(result, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
+
+
+def test_other_names_of_a_value() -> None:
+    """A reshape to the same shape is the value itself, whose other readers count."""
+    image = Input("x", (Dim("N"), 16, 12, 20))
+    nodes = [
+        conv("a", "x", 8),
+        Node("again", "reshape", ("a",), {"shape": [8, 12, 20]}),
+        Node("flat", "reshape", ("again",), {"shape": [-1]}),
+        Node("y", "linear", ("flat",), {"out_features": 24}),
+        Node("negative", "activation", ("again",), {"kind": "relu"}),
+        conv("z", "a", 24),
+    ]
+    x = np.random.default_rng(4).normal(size=(2, 16, 12, 20)).astype(np.float32)
+    for outputs in ({"y": "y", "z": "z"}, {"z": "z", "w": "negative"}):
+        graph = Graph("case", (image,), tuple(nodes), outputs)
+        compare(graph, {"x": x}, "", TOLERANCE["fp32"], threads=2)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_nothing_is_left_behind_the_last_channel(isa: str) -> None:
+    """What an earlier run left there may be no number, and no number times zero is none."""
+    need_isa(isa)
+    from fastgen.backends.cpu import Runner
+
+    for channels in (24, 20, 8):
+        for precision in TOLERANCE:
+            graph = flat_graph(channels, 9, 9)
+            runner = Runner(graph, random_weights(graph), isa=isa, threads=1, precision=precision)
+            runner.run(np.full((3, 16, 9, 9), np.nan, np.float32))
+            for batch in (1, 2, 3):
+                assert np.isfinite(runner.run(np.ones((batch, 16, 9, 9), np.float32))).all()
 
 
 def test_the_engine_refuses_dense_values_elsewhere() -> None:

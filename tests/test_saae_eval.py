@@ -114,14 +114,16 @@ def test_a_report_of_models_and_baselines(
     monkeypatch.setattr(saae_eval, "controls", again)
     assert evaluate_saae(options)["models"] == report["models"]
     grid = next(output.parent / file for file in report["pictures"] if "grid" in file)
-    whole = Image.open(grid).size
+    with Image.open(grid) as picture:
+        whole = picture.size
     (output.parent / "again").mkdir()
     alone = replace(options, generated_only=True, output=output.parent / "again" / "mnist.json")
     shutil.copy(output, alone.output)
     pictures = evaluate_saae(alone)["pictures"]
     assert not [file for file in pictures if "nearest" in file]
     assert "training" not in "".join(pictures.values())
-    assert Image.open(alone.output.parent / grid.name).size == (whole[0] - 30, whole[1])
+    with Image.open(alone.output.parent / grid.name) as picture:
+        assert picture.size == (whole[0] - 30, whole[1])
     with pytest.raises(AssertionError, match="measured twice"):
         evaluate_saae(replace(options, styles=31))
 

@@ -112,7 +112,8 @@ std::vector<int64_t> Planner::thresholds() const {
 bool Planner::same(int a, int b) const {
   const ValueShape &x = base_.values[a].shape, &y = base_.values[b].shape;
   return x.n == y.n && x.c == y.c && x.h == y.h && x.w == y.w && x.planar == y.planar &&
-         x.dtype == y.dtype && !joined(a) && !joined(b) && together_[a] == 1 && together_[b] == 1;
+         x.dense == y.dense && x.dtype == y.dtype && !joined(a) && !joined(b) &&
+         together_[a] == 1 && together_[b] == 1;
 }
 
 // Whether a step has to run in its first pass, for what is not just read in the same pass.

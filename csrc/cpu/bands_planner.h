@@ -72,6 +72,7 @@ class Planner {
  private:
   int64_t row_floats(int value) const {
     ValueShape row = base_.values[value].shape;
+    if (row.dense) return ceil_div(Engine::value_floats(row), row.h);  // never split by rows
     row.h = 1;
     return Engine::value_floats(row);
   }

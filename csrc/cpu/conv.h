@@ -185,6 +185,10 @@ class Conv {
   void winograd_plan(const ConvShape& shape, int threads, StepPlan* out) const;
   bool winograd_direct(const ConvCall& c) const;
   bool winograd_finishes(const ConvCall& c, const Tile& t) const;
+  bool fits_halves() const;
+  bool leaks() const {  // the activation is the larger of x and a part of it
+    return spec_.act < kActLeaky || (spec_.act == kActLeaky && spec_.slope > 0 && spec_.slope <= 1);
+  }
   void winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack) const;
   // Rows (or columns) of the window of `count` outputs. Winograd tiles are whole, and with a stride
   // of 2 the window is one of the input's four parities.
@@ -206,6 +210,7 @@ class Conv {
   int16_t point_scale_[16] = {};          // of Winograd tiles of bytes, and what is subtracted at
   std::vector<int16_t> centre_;           // their point (1, 1): see Winograd2Input
   int winograd_ = 0, winograd_rows_ = 0;  // outputs of a Winograd tile, or 0: not worth it
+  bool halves_ = false;                   // at most 8 outputs of Winograd tiles: see halves.inl
   int rows_ = 0;  // groups of kernel rows of a Winograd convolution along the rows, or 0
 };
 

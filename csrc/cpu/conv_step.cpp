@@ -27,8 +27,9 @@ class ConvStep final : public Step {
       const auto fits = [&](int64_t size, int64_t full) {
         return size == full || (size % 2 == 1 && size < full && spec.out_stride == 1);
       };
-      require(r.n == result.n && r.c == result.c && !r.planar && !r.dense && !spec.small &&
-                  fits(r.h, result.h) && fits(r.w, result.w),
+      require(r.n == result.n && r.c == result.c && !r.planar && !r.dense &&
+                  r.dtype == result.dtype && !spec.small && fits(r.h, result.h) &&
+                  fits(r.w, result.w),
               label + ": the output's residual has another shape");
     }
     conv_.plan(shape(plan), threads, out);
@@ -115,6 +116,7 @@ class ConvStep final : public Step {
 }  // namespace
 
 std::unique_ptr<Step> make_conv(ConvSpec spec, const Kernels& isa) {
+  spec.step = true;
   return std::make_unique<ConvStep>(std::move(spec), isa);
 }
 

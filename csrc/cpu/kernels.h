@@ -321,6 +321,8 @@ struct JoinArgs {
   bool stream;
 };
 
+constexpr int kHalvesPixels = 24;
+
 struct Kernels {
   const char* name;
   int nb;            // most channel blocks of one register tile
@@ -358,6 +360,11 @@ struct Kernels {
   void (*linear_pack)(const LinearPack&);
   void (*pool)(const PoolArgs&);
   void (*pool_sum)(const float* x, int64_t count, double* total);
+  // Winograd products of at most kHalvesPixels tiles x 8 outputs and what becomes of them; null
+  // where vectors are shorter (halves.inl).
+  void (*halves)(const MicroArgs&, int pixels) = nullptr;
+  void (*halves_bf16)(const MicroArgs&, int pixels) = nullptr;
+  void (*halves_finish)(const WinogradOutput&) = nullptr;
 };
 
 const Kernels* kernels_scalar();

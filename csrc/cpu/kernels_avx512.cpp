@@ -21,6 +21,7 @@ namespace fastgen {
 namespace {
 #include "finish.inl"
 #include "gram_matrix.inl"
+#include "halves.inl"
 #include "image.inl"
 #include "linear.inl"
 #include "micro.inl"
@@ -68,7 +69,10 @@ const Kernels* kernels_avx512() {
                                     linear,
                                     linear_pack,
                                     pool,
-                                    pool_sum};
+                                    pool_sum,
+                                    halves<float>,
+                                    halves<bf16>,
+                                    halves_finish};
   return &table;
 }
 

@@ -21,6 +21,7 @@ namespace fastgen {
 namespace {
 #include "finish.inl"
 #include "gram_matrix.inl"
+#include "halves.inl"
 #include "linear.inl"
 #include "micro_bf16.inl"
 #include "pack_int8.inl"
@@ -49,6 +50,8 @@ const Kernels* kernels_avx512_bf16() {
     Kernels k = *kernels_avx512_vnni();
     k.name = "avx512_bf16";
     k.micro_bf16 = micro_bf16;
+    k.halves_bf16 = halves<bf16>;
+    k.halves_finish = halves_finish;
     k.pack = pack;
     k.pack_int8 = pack_int8;
     k.peak = peak;

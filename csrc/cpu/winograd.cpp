@@ -74,7 +74,10 @@ void Conv::winograd_size() {
   for (const PhaseSpec& p : spec_.phases)
     if (p.kh != p.kw || ceil_div(p.kh, spec_.stride) != r) return;
   winograd_ = winograd_rows_ = 7 - r;
-  if (!bf16_ || !spec_.fine) return;
+  if (!bf16_ || !spec_.fine) {
+    halves_ = fits_halves();
+    return;
+  }
   // Four points down make the error of six, or less. That of a large kernel would be too much: none
   // for 5 rows, where products of bfloat16 take half the time of others; for 4 it would take as
   // long as to transform both sides and multiply in float32.
@@ -85,6 +88,7 @@ void Conv::winograd_size() {
   } else {
     bf16_ = false;
   }
+  halves_ = fits_halves();
 }
 
 void Conv::winograd_weights() {
@@ -98,7 +102,7 @@ void Conv::winograd_weights() {
     Phase phase{p.kh, p.kw, p.dy, p.dx, p.ry, p.rx, total, {}};
     for (int nb : groups_) {
       phase.group.push_back(total);
-      total += size_t(elements) * rows * words * nb * kBlock;
+      total += size_t(elements) * rows * words * (halves_ ? kBlock / 2 : nb * kBlock);
     }
     phases_.push_back(std::move(phase));
   }
@@ -135,9 +139,13 @@ void Conv::winograd_weights() {
             const int64_t tap = e / elements, element = e % elements;
             const int64_t at = (element * words + before) * rows + tap * here + word - before;
             for (int l = 0; l < kBlock; ++l) {
-              const float value = static_cast<float>(full[e][l]);
-              to[at * lanes + lane + l] =
-                  bf16_ ? bf16_pair(value, static_cast<float>(next[e][l])) : value;
+              float value = static_cast<float>(full[e][l]);
+              if (bf16_) value = bf16_pair(value, static_cast<float>(next[e][l]));
+              if (!halves_) {
+                to[at * lanes + lane + l] = value;
+              } else if (l < kBlock / 2) {  // two words side by side in every 64 bits
+                to[at / 2 * kBlock + 2 * l + at % 2] = value;
+              }
             }
           }
         }
@@ -215,8 +223,14 @@ bool Conv::winograd_direct(const ConvCall& c) const {
 // Whether outputs are written as they are transformed back.
 bool Conv::winograd_finishes(const ConvCall& c, const Tile& t) const {
   return winograd_ == 4 && winograd_rows_ != 1 && !t.stats && !c.repeated.h && !c.out.planar &&
-         !c.residual.planar && c.out.dtype != kFloat16 && spec_.act <= kActLeaky &&
-         (spec_.act != kActLeaky || (spec_.slope > 0 && spec_.slope <= 1));
+         !c.residual.planar && c.out.dtype != kFloat16 && leaks();
+}
+
+// Whether vectors hold each of at most 8 outputs twice: outputs are always finished at once then.
+bool Conv::fits_halves() const {
+  return spec_.step && winograd_ == 4 && winograd_rows_ != 1 && !int8_ && isa_->halves &&
+         spec_.outputs <= 8 && winograd_inputs() % (bf16_ ? 4 : 2) == 0 && spec_.norm.slot < 0 &&
+         spec_.residual < 0 && leaks();
 }
 
 void Conv::winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack) const {
@@ -230,6 +244,7 @@ void Conv::winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack)
   const int step = bf16_ ? 2 : 1;  // inputs in 32 bits
   const int64_t words = ceil_div(inputs, step);
   const auto micro = bf16_ ? isa_->micro_bf16 : isa_->micro;
+  const auto halves = bf16_ ? isa_->halves_bf16 : isa_->halves;
   const int ty = static_cast<int>(ceil_div(t.rows, size));
   const int tx = static_cast<int>(ceil_div(t.columns, winograd_));
   const int tiles = ty * tx, taps = winograd_taps();
@@ -280,9 +295,10 @@ void Conv::winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack)
     int64_t block = 0;
     for (int64_t g = 0; g < t.last_group; block += groups_[g], ++g) {
       if (g < t.first_group) continue;
-      const int nb = groups_[g], lanes = nb * kBlock;
-      const int pieces = static_cast<int>(ceil_div(tiles, isa_->pixels[nb]));
-      o.in_element = element_stride(int64_t{tiles} * lanes, 4);
+      const int nb = groups_[g], lanes = halves_ ? kBlock / 2 : nb * kBlock;
+      const int most = halves_ ? kHalvesPixels : isa_->pixels[nb];
+      const int pieces = static_cast<int>(ceil_div(tiles, most));
+      o.in_element = element_stride(int64_t{tiles + halves_} * lanes, 4);  // read in pairs
       for (int e = 0; e < elements; ++e) {
         a.weights = weights_.data() + phase.group[g] + e * taps * words * lanes;
         for (int piece = 0; piece < pieces; ++piece) {
@@ -290,7 +306,7 @@ void Conv::winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack)
           a.panel =
               reinterpret_cast<char*>(v) + (e * in.out_element + first * kBlock) * factor_bytes();
           a.out = m + e * o.in_element + first * lanes;
-          micro(a, last - first, nb);
+          halves_ ? halves(a, last - first) : micro(a, last - first, nb);
         }
       }
       o.nb = f.nb = nb;
@@ -311,7 +327,7 @@ void Conv::winograd_tile(const ConvCall& c, const Tile& t, const PackArgs& pack)
           o.finish = &f;
           o.rows = to;
           o.residuals = residuals;
-          isa_->winograd_output(o);
+          halves_ ? isa_->halves_finish(o) : isa_->winograd_output(o);
           continue;
         }
         isa_->winograd_output(o);

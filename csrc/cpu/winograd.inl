@@ -6,6 +6,7 @@
 // 2 rounding costs twice as much as with a = 2/3, b = 3/2: products of bfloat16 keep 36 dB of a 3x3
 // convolution with 4x4 outputs, these 42 dB; 2x4 outputs (four points down) keep 46 dB. a*b = 1
 // also saves a multiplication.
+#pragma once
 #include "half.inl"
 
 constexpr float kPointA = 2.0f / 3.0f, kPointB = 1.5f;
@@ -205,7 +206,8 @@ template <int NY, int MY, class T, bool WHOLE>
 void winograd_finish_of(const WinogradOutput& a) {
   constexpr int MX = 4;
   const FinishArgs& f = *a.finish;
-  const int lanes = a.nb * kBlock;
+  // What is behind the last channel of a block is written, too: a reader may multiply it by zero.
+  const int lanes = a.nb * kBlock, used = f.exact ? f.channels : lanes;
   // The activation is the larger of x and slope*x, or of x and zero.
   const vf slope = splat(f.act == kActLeaky ? f.slope : 1.0f);
   const vi some = vi{} + (f.act == kActRelu ? 0 : -1);
@@ -221,11 +223,11 @@ void winograd_finish_of(const WinogradOutput& a) {
   for (int t = 0; t < a.tiles; ++t) {
     const int columns = f.pixels - t * MX < MX ? f.pixels - t * MX : MX;
     const bool full = plain && columns == MX;
-    for (int j = 0; j < lanes && j < f.channels; j += VL) {
+    for (int j = 0; j < used; j += VL) {
       const float* in = a.in + t * lanes + j;
       const int64_t to = j / kBlock * f.out_block + j % kBlock + t * MX * f.out_pixel;
       const int64_t from = j / kBlock * f.res_block + j % kBlock + t * MX * f.res_pixel;
-      const int n = f.channels - j < VL ? f.channels - j : VL;
+      const int n = f.channels - j < VL ? f.channels - j : VL;  // not if WHOLE
       const vf bias = load(a.bias + j);
       vf half[MY][6];
 #pragma GCC unroll 6

@@ -179,7 +179,11 @@ class _Lowering(Joins):
         """The convolution whose output this is, if nothing but ``name`` depends on it."""
         source = self.state[name]
         step = self.writer.get(source.value) if source.trivial else None
-        return step if step and self.readers(name) == 1 and step.norm is None else None
+        if step is None or step.norm is not None:
+            return None
+        # A reshape to the same shape is another name of the value.
+        names = [other for other, state in self.state.items() if state.value == source.value]
+        return step if all(self.readers(other) == 1 for other in names) else None
 
     # ------------------------------------------------------------------ convolutions
 
