@@ -4,9 +4,11 @@
 
 The engine with one thread and with all cores, each in a process of its own, in turns. *threads* is
 the median over the rounds of the time with one thread divided by that with all: 2.00 would be
-perfect for two. *p95* is beside the median, with all threads. Before each timed frame come 20 ms
-of frames (one, where it takes longer) that are not timed, as in a stream: the other process has had
-the caches, and cores that have slept are slow for some milliseconds.
+perfect for two. Before each timed frame come 20 ms of frames (one, where it takes longer) that are
+not timed, as in a stream: the other process has had the caches, and cores that have slept are slow
+for some milliseconds. *p95* is that of frames in a row beside their median, with all threads: the
+median over stretches of at least 20 frames and half a second, spread over the whole run. Frames of
+different stretches are not put together, as the machine's speed changes from one to the next.
 
 *of the control* is the same figure of multiply-adds in registers that take as long, measured in
 turns with the row: no memory, no dependence on the frame. What it varies by is the machine's.
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import sys
 import tempfile
 from functools import partial
@@ -60,7 +63,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         # over all of them, so that no row has only a fast or only a slow stretch.
         for number in range(args.passes):
             for row in rows:
-                for name, times in _turns(row["spec"], args).items():
+                for name, times in _turns(row["spec"], args, row).items():
                     row.setdefault("seconds", {}).setdefault(name, []).extend(times)
                 if number == args.passes - 1:
                     print(*_cells(_summary(row)), file=sys.stderr, flush=True)
@@ -72,8 +75,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _turns(spec: dict[str, Any], args: argparse.Namespace) -> dict[str, list[float]]:
-    """One pass over one row: the engine and the control, with one thread and with all."""
+def _turns(
+    spec: dict[str, Any], args: argparse.Namespace, row: dict[str, Any]
+) -> dict[str, list[float]]:
+    """One pass over one row: the engine and the control, with one thread and with all.
+
+    The stretches of frames in a row are added to the row's ``streams``.
+    """
     processes = []
     try:
         for threads in (1, args.threads):
@@ -93,6 +101,11 @@ def _turns(spec: dict[str, Any], args: argparse.Namespace) -> dict[str, list[flo
             args.seconds / args.passes,
             (-(-args.rounds // args.passes), 400),
         )
+        frames = max(args.frames, math.ceil(0.5 / seconds))
+        for _ in range(args.streams):
+            for name, process in (("all", every), ("control all", control)):
+                stretch = process.ask(f"stream {frames}")
+                row.setdefault("streams", {}).setdefault(name, []).append(stretch)
     finally:
         for process in processes:
             process.close()
@@ -107,9 +120,10 @@ def _summary(row: dict[str, Any]) -> dict[str, Any]:
         return median(a / b for a, b in pairs)
 
     def tail(name: str) -> float:
-        return percentile(row["seconds"][name], 95) / median(row["seconds"][name])
+        return median(percentile(times, 95) / median(times) for times in row["streams"][name])
 
-    summary = {key: row[key] for key in ("network", "weights", "size", "precision", "seconds")}
+    kept = ("network", "weights", "size", "precision", "seconds", "streams")
+    summary = {key: row[key] for key in kept}
     return summary | {
         "median_s": median(row["seconds"]["all"]),
         "p95_over_p50": tail("all"),
@@ -173,17 +187,20 @@ def main() -> int:
     parser.add_argument(
         "--lead-in", type=float, default=0.02, help="seconds (%(default)s); 0: frames one by one"
     )
+    parser.add_argument("--streams", type=int, default=2, help="a row and pass (%(default)s)")
+    parser.add_argument(
+        "--frames", type=int, default=20, help="of a stream, at least (%(default)s)"
+    )
     parser.add_argument("--passes", type=int, default=3, help="over all rows (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results and the page")
     args = parser.parse_args()
     if args.threads < 2:
         parser.error(f"--threads is {args.threads}, must be at least 2")
-    if args.passes < 1 or args.lead_in < 0:
-        parser.error(
-            f"--passes is {args.passes} and --lead-in {args.lead_in:g}; "
-            "they must be at least 1 and 0"
-        )
+    for name, low in (("passes", 1), ("streams", 1), ("frames", 2), ("lead_in", 0)):
+        if getattr(args, name) < low:
+            value = f"{getattr(args, name):g}, must be at least {low}"
+            parser.error(f"--{name.replace('_', '-')} is {value}")
     try:
         result = measure(args)
         if args.save:

@@ -185,7 +185,7 @@ def _memory(field_name: str) -> int:
 
 
 def serve(spec: dict[str, Any]) -> None:
-    """Answers ``step``, ``memory`` and ``info`` until stdin ends."""
+    """Answers ``step``, ``stream N``, ``memory`` and ``info`` until stdin ends."""
     import numpy as np
 
     from fastgen import backends
@@ -219,6 +219,14 @@ def serve(spec: dict[str, Any]) -> None:
             start = time.perf_counter()
             stylizer(frame)
             answer = time.perf_counter() - start
+        elif command.startswith("stream "):
+            stylizer(frame)
+            times = []
+            for _ in range(int(command.split()[1])):
+                start = time.perf_counter()
+                stylizer(frame)
+                times.append(time.perf_counter() - start)
+            answer = times
         elif command == "memory":
             answer = max(0, _memory("VmHWM") - baseline)
         else:
