@@ -104,7 +104,7 @@ def _turns(
         frames = max(args.frames, math.ceil(0.5 / seconds))
         for _ in range(args.streams):
             for name, process in (("all", every), ("control all", control)):
-                stretch = process.ask(f"stream {frames}")
+                stretch = [round(t, 7) for t in process.ask(f"stream {frames}")]
                 row.setdefault("streams", {}).setdefault(name, []).append(stretch)
     finally:
         for process in processes:
