@@ -1,9 +1,9 @@
 """How even the machine itself is: the same multiply-adds in registers, again and again.
 
 ``python -m benchmarks.control SPEC`` is a process that :class:`fastgen.cli._race.Process` asks for
-the time of one run or, with ``stream N``, of N in a row. It
-reads no memory, and nothing in it depends on the frame, so what its times vary by, and what its
-second thread gives less than 2, is the machine's: other guests of the host, its clock rate.
+the time of one run or, with ``stream N``, of N in a row. It reads no memory, and nothing in it
+depends on the frame, so what its times vary by, and what its second thread gives less than 2, is
+the machine's: other guests of the host, its clock rate.
 """
 
 from __future__ import annotations

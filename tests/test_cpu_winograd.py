@@ -198,3 +198,5 @@ def test_the_engine_refuses_dense_values_elsewhere() -> None:
     for shape in ((1, 16, 4, 4), (1, 3, 5, 7)):
         with pytest.raises(ValueError, match="dense"):
             _C.value_floats((*shape, 2, 0, 0, 0))
+    with pytest.raises(ValueError, match="layout"):
+        _C.value_floats((1, 8, 4, 4, 3, 0, 0, 0))
